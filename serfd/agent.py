@@ -1,0 +1,186 @@
+"""One running node: everything RPC clients and plugins may ask of it."""
+
+import logging
+import os
+import platform
+import sys
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.threads import deferToThreadPool
+
+from serfd.config import Config, Seconds
+from serfd.effects import Address
+from serfd.errors import JoinFailed
+from serfd.net.driver import Driver
+from serfd.net.process import ProcessResult, run_process
+from serfd.net.resolve import resolve
+from serfd.serf.events import Event, Member
+from serfd.serf.node import Node
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+_ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386"}
+"""Go's names, which Serf's `stats` shows."""
+
+_log = logging.getLogger("serfd.agent")
+
+
+class Agent:
+    """What RPC and plugins see of the node. All results are plain values or Deferreds."""
+
+    def __init__(
+        self, config: Config, node: Node, reactor: Any, *, port: int, shut_down: Callable[[], None]
+    ) -> None:
+        """`port`: the bound gossip port; `shut_down` stops the daemon."""
+        self._config = config
+        self._node = node
+        self._reactor = reactor
+        self._port = port
+        self._shut_down = shut_down
+        self._listeners: list[Callable[[Event], None]] = []
+        self.driver = Driver(node, reactor, self._publish)
+        """For the daemon, which connects it to the sockets."""
+
+    @property
+    def name(self) -> str:
+        """This node's name."""
+        return self._node.name
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """This node's tags as they are now."""
+        return self._node.tags
+
+    def members(self) -> list[Member]:
+        """Everybody known: alive, leaving, left and failed, this node included."""
+        return self._node.members()
+
+    def join(self, addresses: Sequence[str], *, replay: bool = False) -> "Deferred[int]":
+        """Join a cluster through any of `addresses`; gives the number that answered.
+
+        Fails with JoinFailed if none did. An empty list gives 0.
+        """
+        return Deferred.fromCoroutine(self._join(addresses, replay=replay))
+
+    def leave(self) -> "Deferred[None]":
+        """Leave the cluster gracefully. Fails with CommandError if a leave is under way."""
+        return self.driver.run(self._node.leave)
+
+    def force_leave(self, name: str, *, prune: bool = False) -> "Deferred[None]":
+        """Declare a failed member as left; with `prune` forget it altogether."""
+        return self.driver.run(self._node.force_leave, name, prune=prune)
+
+    def update_tags(
+        self, tags: Mapping[str, str], *, delete: Sequence[str] = ()
+    ) -> "Deferred[None]":
+        """Delete tags, then set others. Fails with CommandError if they get too long."""
+        return self.driver.run(self._node.update_tags, tags, delete=delete)
+
+    def stats(self) -> dict[str, dict[str, str]]:
+        """Sections `agent`, `runtime`, `serf`, `tags`, `event_handlers` of texts (rpc.md 5)."""
+        driver = self.driver
+        return {
+            "agent": {"name": self.name},
+            "runtime": {
+                "os": sys.platform,
+                "arch": _ARCHITECTURES.get(platform.machine(), platform.machine()),
+                "version": f"python{platform.python_version()}",
+                "max_procs": "1",
+                "goroutines": str(threading.active_count()),
+                "cpu_count": str(os.cpu_count() or 1),
+            },
+            "serf": self._node.stats()
+            | {
+                "internal_errors": str(driver.internal_errors),
+                "send_errors": str(driver.send_errors),
+            },
+            "tags": dict(self.tags),
+            "event_handlers": _handlers(self._config.event_handlers),
+        }
+
+    def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
+        """Call `listener` with every event from now on; call what is returned to end it."""
+        self._listeners.append(listener)
+
+        def end() -> None:
+            if listener in self._listeners:
+                self._listeners.remove(listener)
+
+        return end
+
+    def in_thread(
+        self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
+    ) -> "Deferred[T]":
+        """Run blocking code in a thread; gives its result."""
+        pool = self._reactor.getThreadPool()
+        return deferToThreadPool(self._reactor, pool, function, *args, **kwargs)
+
+    def run(
+        self,
+        argv: Sequence[str],
+        *,
+        stdin: bytes = b"",
+        env: Mapping[str, str],
+        timeout: Seconds,
+        output_max: int,
+    ) -> "Deferred[ProcessResult]":
+        """Run a program in a process group of its own; gives how it ended, whatever its status.
+
+        After `timeout` the whole group gets SIGTERM, and SIGKILL 5 s later. `output_max` is in
+        bytes, for the end of stdout and of stderr each. Fails with OSError if it cannot be started.
+        """
+        return run_process(
+            self._reactor, argv, stdin=stdin, env=env, timeout=timeout, output_max=output_max
+        )
+
+    def shut_down(self) -> None:
+        """Stop the daemon, in this turn's end; called after an RPC client's leave."""
+        self._shut_down()
+
+    # Steps.
+
+    async def _join(self, texts: Sequence[str], *, replay: bool) -> int:
+        if not texts:
+            return 0
+        addresses: list[Address] = []
+        failures: list[str] = []
+        _log.info("joining: [%s] replay: %s", " ".join(texts), str(replay).lower())
+        for text in texts:
+            try:
+                addresses += await resolve(self._reactor, text, default_port=self._port)
+            except ValueError as error:
+                failures.append(f"Failed to resolve {text}: {error}")
+        contacted = 0
+        if addresses:
+            joined = await self.driver.run(self._node.join, addresses, replay=replay)
+            contacted = joined.contacted
+            failures += joined.failures
+        if contacted:
+            _log.info("joined: %d nodes", contacted)
+            return contacted
+        count = f"{len(failures)} error{'s' if len(failures) > 1 else ''} occurred:"
+        # The form that a real agent's users and scripts know, blank line at the end included.
+        text = "\n".join([count, *(f"\t* {failure}" for failure in failures), "\n"])
+        _log.warning("error joining: %s", "; ".join(failures))
+        raise JoinFailed(text)
+
+    def _publish(self, event: Event) -> None:
+        for listener in tuple(self._listeners):
+            listener(event)
+
+
+def _handlers(specs: Sequence[str]) -> dict[str, str]:
+    """Event scripts as Serf's `stats` shows them: `"query:load"`, `"member-join:"`, `"*:"`."""
+    shown: dict[str, str] = {}
+    for spec in specs:
+        filters, equals, script = spec.partition("=")
+        if not equals:
+            filters, script = "", spec
+        for event in (filters or "*").split(","):
+            kind, _, name = event.partition(":")
+            shown[f"{kind}:{name}"] = script
+    return shown

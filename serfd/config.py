@@ -1,0 +1,405 @@
+"""Every setting: its type, unit, default and limits.
+
+The file's keys at the top level are Serf's own (agent.md 1), so that its documentation and habits
+carry over. What is new has a table: `[gossip]`, `[plugins.NAME]`.
+"""
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import tomli
+from msgspec import Meta, Struct, field
+
+from serfd.errors import ConfigError
+
+
+class Seconds(float):
+    """A span of time. In files it is written `"500ms"`, `"10s"`, `"1h30m"`."""
+
+    __slots__ = ()
+
+
+GOSSIP_PORT = 7946
+RPC_PORT = 7373
+KEY_SIZES = (16, 24, 32)
+LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERR")
+TAGS_SIZE_MAX = 512
+"""Bytes of encoded tags a node may announce (serf.md 3)."""
+
+_UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
+_DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")
+_DURATION_MAX = 2**63 / 1e9
+"""Seconds; Go counts nanoseconds in 64 bits."""
+_KINDS: Mapping[str, type] = {"`str`": str, "`object`": Mapping}
+"""What the values of a table may have to be, in msgspec's words."""
+_SECRETS = re.compile(r"(encrypt_key|rpc_auth|plugins)\b")
+"""Places of which an error never shows the value; a plugin's settings may be a token."""
+
+Positive = Annotated[int, Meta(ge=1)]
+
+
+def parse_duration(text: str) -> Seconds:
+    """`"1h30m"` → 5400.0. Go's syntax, without signs. Raises ValueError with what was expected."""
+    total, end = 0.0, 0
+    for part in _DURATION.finditer(text):
+        if part.start() != end:
+            break
+        total += float(part[1]) * _UNITS[part[2]]
+        end = part.end()
+    if text == "0":
+        return Seconds(0.0)
+    if not text or end != len(text):
+        raise ValueError(f"{text!r} is not a duration like '500ms', '10s', '5m' or '24h'")
+    if total >= _DURATION_MAX:
+        raise ValueError(f"{text[:20]!r} is too long for a duration, at most 2562047h is allowed")
+    return Seconds(total)
+
+
+def _check_positive(settings: Struct, *durations: str) -> None:
+    for name in durations:
+        if getattr(settings, name) <= 0:
+            raise ValueError(f"{name} must be longer than 0")
+
+
+class GossipConfig(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Failure detection and gossip. The defaults are memberlist's for a LAN (gossip.md 9)."""
+
+    probe_interval: Seconds = Seconds(1.0)
+    """One member is probed this often, stretched by local health (Lifeguard)."""
+
+    probe_timeout: Seconds = Seconds(0.5)
+    """Wait this long for an ack before asking others to probe. About the 99th percentile of round
+    trips."""
+
+    indirect_checks: Annotated[int, Meta(ge=0, le=64)] = 3
+    """So many members are asked to probe one that does not answer."""
+
+    suspicion_mult: Positive = 4
+    """A suspect has this many probe intervals, times the logarithm of the cluster's size, to
+    refute."""
+
+    suspicion_max_timeout_mult: Positive = 6
+    """The suspicion timeout starts this many times longer and shrinks as others confirm."""
+
+    awareness_max_multiplier: Positive = 8
+    """A node in bad health stretches its probe interval up to this factor."""
+
+    retransmit_mult: Positive = 4
+    """Every piece of news is sent this many times, times the logarithm of the cluster's size."""
+
+    gossip_interval: Seconds = Seconds(0.2)
+    """News that was sent already is sent again this often, until its retransmits are used up."""
+
+    gossip_nodes: Positive = 3
+    """Each round of gossip goes to this many members."""
+
+    gossip_to_the_dead_time: Seconds = Seconds(30.0)
+    """A failed member is still gossiped to for this long, so that it can refute."""
+
+    push_pull_interval: Seconds = Seconds(30.0)
+    """Full state is exchanged with one member this often; stretched in clusters over 32. 0 is
+    never."""
+
+    tcp_timeout: Seconds = Seconds(10.0)
+    """Limit for connecting to a peer, and for each exchange with one."""
+
+    packet_size_max: Annotated[int, Meta(ge=512, le=65000)] = 1400
+    """Bytes of a gossip datagram, all envelopes included."""
+
+    dead_node_reclaim_time: Seconds = Seconds(0.0)
+    """A failed member's name may be taken from another address after this long, so that a machine
+    that comes back with a new address is welcome at once."""
+
+    def __post_init__(self) -> None:
+        """Check values against each other."""
+        _check_positive(self, "probe_interval", "probe_timeout", "gossip_interval", "tcp_timeout")
+        if self.probe_timeout >= self.probe_interval:
+            raise ValueError(
+                f"probe_timeout ({self.probe_timeout:g}s) must be shorter than "
+                f"probe_interval ({self.probe_interval:g}s)"
+            )
+
+
+PROFILES: Mapping[str, GossipConfig] = {
+    "lan": GossipConfig(),
+    "wan": GossipConfig(
+        tcp_timeout=Seconds(30.0),
+        suspicion_mult=6,
+        push_pull_interval=Seconds(60.0),
+        probe_timeout=Seconds(3.0),
+        probe_interval=Seconds(5.0),
+        gossip_nodes=4,
+        gossip_interval=Seconds(0.5),
+        gossip_to_the_dead_time=Seconds(60.0),
+    ),
+    "local": GossipConfig(
+        tcp_timeout=Seconds(1.0),
+        indirect_checks=1,
+        retransmit_mult=2,
+        suspicion_mult=3,
+        push_pull_interval=Seconds(15.0),
+        probe_timeout=Seconds(0.2),
+        gossip_interval=Seconds(0.1),
+        gossip_to_the_dead_time=Seconds(15.0),
+    ),
+}
+"""memberlist's three sets of timings (gossip.md 9)."""
+
+
+class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The whole configuration file."""
+
+    node_name: str = ""
+    """This node's name, unique in the cluster. Empty: the host's name."""
+
+    bind: str = "0.0.0.0:7946"
+    """Listen here for gossip, UDP and TCP."""
+
+    advertise: str = ""
+    """Tell others to reach this node here. Empty: the bind address; for 0.0.0.0 the host's private
+    address."""
+
+    interface: str = ""
+    """With bind 0.0.0.0: listen on the first address of this network interface."""
+
+    rpc_addr: str = "127.0.0.1:7373"
+    """Listen here for serfctl and other RPC clients."""
+
+    rpc_auth: str = ""
+    """RPC clients must show this token. Empty: none is asked for."""
+
+    start_join: list[str] = field(default_factory=list)
+    """Join these at start; the start fails if none answers."""
+
+    retry_join: list[str] = field(default_factory=list)
+    """Join these in the background, again and again until one answers."""
+
+    retry_interval: Seconds = Seconds(30.0)
+    """Time between two tries of retry_join; at least 1s."""
+
+    retry_max_attempts: Annotated[int, Meta(ge=0)] = 0
+    """Give up and exit after this many failed tries. 0: never."""
+
+    replay_on_join: bool = False
+    """Deliver the cluster's recent user events when joining."""
+
+    profile: str = "lan"
+    """Timings for the network: lan, wan or local (one machine)."""
+
+    protocol: Annotated[int, Meta(ge=2, le=5)] = 5
+    """Serf protocol version to announce, 2 to 5."""
+
+    encrypt_key: str = ""
+    """Base64 of 16, 24 or 32 bytes that all members share (serfctl keygen). Empty: plain text."""
+
+    keyring_file: str = ""
+    """A JSON list of base64 keys, the first is used for sending. Not together with encrypt_key."""
+
+    enable_compression: bool = True
+    """Compress gossip and state exchanges. Packed ones are always understood."""
+
+    log_level: str = "INFO"
+    """TRACE, DEBUG, INFO, WARN or ERR."""
+
+    leave_on_terminate: bool = False
+    """Leave the cluster on SIGTERM, instead of just stopping."""
+
+    skip_leave_on_interrupt: bool = False
+    """Just stop on SIGINT, instead of leaving the cluster."""
+
+    broadcast_timeout: Seconds = Seconds(5.0)
+    """Wait this long for news of a leave or tag change to be passed on; at least 1s."""
+
+    reconnect_interval: Seconds = Seconds(30.0)
+    """Try to reach one failed member this often."""
+
+    reconnect_timeout: Seconds = Seconds(86400.0)
+    """A failed member is forgotten after this long."""
+
+    tombstone_timeout: Seconds = Seconds(86400.0)
+    """A member that left is forgotten after this long."""
+
+    event_handlers: list[str] = field(default_factory=list)
+    """Serf's event scripts, "FILTER=SCRIPT"; run by the bundled plugin `script`."""
+
+    plugin_dirs: list[str] = field(default_factory=list)
+    """Directories with plugins, one file each, beside those that come with serfd."""
+
+    hook_timeout: Seconds = Seconds(30.0)
+    """A plugin's hook that has not finished after this long is cancelled."""
+
+    tags: dict[str, str] = field(default_factory=dict)
+    """What this node tells others about itself."""
+
+    gossip: GossipConfig = field(default_factory=GossipConfig)
+    """Single timing values; what is not given comes from the profile."""
+
+    plugins: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """A table [plugins.NAME] switches a plugin on; the table is its settings."""
+
+    def __post_init__(self) -> None:
+        """Check texts that have a form of their own."""
+        if self.log_level.upper() not in LOG_LEVELS:
+            raise ValueError(
+                f"log_level {self.log_level!r} is unknown, expected one of {', '.join(LOG_LEVELS)}"
+            )
+        if self.profile not in PROFILES:
+            raise ValueError(
+                f"profile {self.profile!r} is unknown, expected one of {', '.join(PROFILES)}"
+            )
+        _check_positive(self, "reconnect_interval", "hook_timeout")
+        for key in ("bind", "rpc_addr", "advertise"):
+            if getattr(self, key):
+                split_address(getattr(self, key), default_port=GOSSIP_PORT, key=key)
+        if self.encrypt_key:
+            decode_key(self.encrypt_key, what="encrypt_key")
+            if self.keyring_file:
+                raise ValueError("encrypt_key and keyring_file exclude each other: give one")
+        for tag in self.tags:
+            if not tag:
+                raise ValueError("tags: a tag needs a name, found an empty one")
+
+
+def split_address(text: str, *, default_port: int, key: str) -> tuple[str, int]:
+    """`host`, `host:port`, `[v6]`, `[v6]:port`, `v6` → host and port. Raises ValueError."""
+    host, port = text, ""
+    if text.startswith("["):
+        host, closed, rest = text[1:].partition("]")
+        if not closed or (rest and not rest.startswith(":")):
+            raise ValueError(f"{key} {text!r} is not an address like '[::1]:7946'")
+        port = rest[1:]
+    elif text.count(":") == 1:
+        host, _, port = text.partition(":")
+    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
+        raise ValueError(f"{key} {text!r}: {port!r} is not a port, expected 0 to 65535")
+    return host, int(port) if port else default_port
+
+
+def decode_key(text: str, *, what: str) -> bytes:
+    """An encryption key from its base64. Raises ValueError, which does not repeat the key."""
+    try:
+        key = base64.b64decode(text, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"{what} is not base64; `serfctl keygen` prints a good key") from None
+    if len(key) not in KEY_SIZES:
+        raise ValueError(
+            f"{what} holds {len(key)} bytes, expected 16, 24 or 32; `serfctl keygen` prints a "
+            "good key"
+        )
+    return key
+
+
+def load(paths: Sequence[str | Path], *, flags: Mapping[str, Any] | None = None) -> Config:
+    """The configuration from files in order, then flags over them.
+
+    A path may be a directory: every `.toml` in it, sorted by name. Lists are appended, tables
+    joined, later values win. `flags` has the file's keys.
+
+    Raises:
+        ConfigError: it names the file, the key, what was found and what was expected.
+    """
+    tables = [(str(path), _read(path)) for path in _files(paths)]
+    if flags:
+        tables.append(("command line", dict(flags)))
+    merged: dict[str, Any] = {}
+    for _, table in tables:
+        _merge(merged, table)
+    try:
+        return _convert(merged, " + ".join(source for source, _ in tables))
+    except ConfigError:
+        # Name the one file that is wrong by itself; if each is right alone, it is their sum.
+        for source, table in tables:
+            _convert(table, source)
+        raise
+
+
+def _files(paths: Sequence[str | Path]) -> list[Path]:
+    files: list[Path] = []
+    for path in map(Path, paths):
+        try:
+            found = sorted(path.iterdir()) if path.is_dir() else [path]
+        except OSError as error:
+            raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+        files += [p for p in found if p == path or (p.suffix == ".toml" and p.is_file())]
+    return files
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return tomli.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path}: not UTF-8 text: {error}") from None
+    except tomli.TOMLDecodeError as error:
+        raise ConfigError(f"{path}: not valid TOML: {error}") from None
+
+
+def _merge(into: dict[str, Any], new: Mapping[str, Any]) -> None:
+    for key, value in new.items():
+        held = into.get(key)
+        if isinstance(held, dict) and isinstance(value, Mapping):
+            _merge(held, value)
+        elif isinstance(held, list) and isinstance(value, list):
+            held.extend(value)
+        elif isinstance(value, Mapping):
+            into[key] = {}
+            _merge(into[key], value)
+        else:
+            into[key] = list(value) if isinstance(value, list) else value
+
+
+def _convert(table: dict[str, Any], source: str) -> Config:
+    profile = PROFILES.get(str(table.get("profile", "lan")))
+    gossip = table.get("gossip", {})
+    if profile is not None and isinstance(gossip, dict):
+        held = {name: getattr(profile, name) for name in profile.__struct_fields__}
+        table = {**table, "gossip": {**held, **gossip}}
+    try:
+        return msgspec.convert(table, Config, dec_hook=_duration)
+    except msgspec.ValidationError as error:
+        raise ConfigError(f"{source}: {_explain(str(error), table)}") from None
+
+
+def _duration(kind: type, value: Any) -> Any:
+    assert kind is Seconds, kind
+    if isinstance(value, Seconds):
+        return value
+    if not isinstance(value, str):
+        raise ValueError(
+            f"found {value!r}, expected a duration in quotes like '500ms', '10s', '5m' or '24h'"
+        )
+    return parse_duration(value)
+
+
+def _explain(text: str, table: Mapping[str, Any]) -> str:
+    """What msgspec says, with what was found and the nearest right name for an unknown key."""
+    what, _, place = text.partition(" - at `$.")
+    place = place.rstrip("`")
+    unknown = re.fullmatch(r"Object contains unknown field `(.*)`", what.partition(" - at ")[0])
+    if unknown is not None:
+        known = GossipConfig if place == "gossip" else Config
+        from difflib import get_close_matches  # only a mistake needs it
+
+        near = get_close_matches(unknown[1], known.__struct_fields__, 1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        return f"unknown key {unknown[1]!r}" + (f" in [{place}]" if place else "") + hint
+    if not what.startswith("Expected"):
+        return what.partition(" - at ")[0] + (f" - at `{place}`" if place else "")
+    found: Any = table
+    for step in re.findall(r"\[\.\.\.\]|[^.\[\]]+", place):
+        if step == "[...]":
+            # msgspec does not say which value of a table it is: the first one of a wrong type.
+            kind = _KINDS[what.removeprefix("Expected ").partition(",")[0]]
+            step = next(key for key, value in found.items() if not isinstance(value, kind))
+            place = place.replace("[...]", f".{step}")
+        found = found[int(step)] if isinstance(found, list) else found.get(step)
+        if not isinstance(found, (Mapping, list)):
+            break
+    shown = "" if _SECRETS.match(place) else f", found {found!r}"
+    return f"{what}{shown} - at `{place}`"

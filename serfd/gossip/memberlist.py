@@ -1,0 +1,941 @@
+"""`Memberlist`: routes every input to its step.
+
+The SWIM machine: who is alive, and how news spreads (gossip.md). It knows nothing of Serf and asks
+its `Delegate` instead. Leaves decide (`member_table`, `lifeguard`, `broadcasts`, `probe`,
+`exchange`), this file acts.
+"""
+
+import logging
+import math
+from collections.abc import Hashable, Iterable, Sequence
+from dataclasses import dataclass
+from random import Random
+from typing import Protocol, TypeAlias
+
+from serfd.config import GossipConfig
+from serfd.effects import Address, Close, Connect, Effect, NonceSource, SendPacket, StreamId, Write
+from serfd.errors import WireError
+from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
+from serfd.gossip.exchange import (
+    Answering,
+    Asking,
+    Exchange,
+    JoinRun,
+    Merge,
+    PingingByStream,
+)
+from serfd.gossip.lifeguard import Awareness, Suspicion, suspicion_timeout_min
+from serfd.gossip.member_table import (
+    Accused,
+    Conflict,
+    Gone,
+    Ignored,
+    MemberTable,
+    Peer,
+    Refute,
+    Revived,
+    State,
+    Suspected,
+    socket_address,
+    versions_misfit,
+)
+from serfd.gossip.probe import Probe, RelayedPing
+from serfd.timers import Timers
+from serfd.wire.envelope import Envelope
+from serfd.wire.packet import PacketCodec
+from serfd.wire.stream import EnvelopeError, StreamReader, UserState, UserStream, seal_stream
+from serfd.wire.swim_messages import (
+    Ack,
+    Alive,
+    Dead,
+    IndirectPing,
+    Message,
+    Nack,
+    NodeState,
+    Ping,
+    PushPullHead,
+    StreamError,
+    Suspect,
+    User,
+    encode,
+    encode_push_pull,
+)
+
+PARTS_MAX = 127
+"""Messages in one packet: real agents mis-read more (gossip.md 3.1)."""
+BURST_GAP = 0.005
+"""Seconds between two rounds of gossip while there is news that was never sent."""
+LEAVING_GOSSIP_INTERVAL = 0.05
+"""Seconds between two rounds of gossip while this node says goodbye and somebody waits for it."""
+NOTES_DELAY = 1.0
+"""Within so many seconds after a join this node exchanges state once more, with whoever else came
+in the same moment: their news had too few transmits while the cluster still looked small."""
+MERGE_SLICE = 500
+"""Member states taken in at a time, so that a large cluster does not stall the reactor."""
+TURN = 0.001
+"""Seconds after which a slice of work is followed by the next: one turn of the reactor."""
+STREAMS_ACCEPTED_MAX = 128
+"""Streams of peers open at once; more are closed without an answer (gossip.md 1)."""
+MERGES_MAX = 64
+"""States waiting to be merged; more are dropped, the next exchange brings them again."""
+RELAYS_MAX = 1024
+"""Pings on behalf of others that are open at once."""
+QUEUE_MAX = 32_768
+"""Membership news waiting to be sent; far more than a cluster of 5,000 makes at once."""
+DROP_LOG_INTERVAL = 1.0
+"""Seconds between two log lines about dropped input; a flood must not flood the log."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeDue:
+    """The next member's turn to be probed."""
+
+
+@dataclass(frozen=True, slots=True)
+class AckOverdue:
+    """The direct ping of this probe was not answered in time."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeOverdue:
+    """Nobody reached the member in this whole probe round."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class RelayOverdue:
+    """A ping on another node's behalf was not answered in time."""
+
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class SuspicionExpired:
+    """The suspect did not refute in time."""
+
+    name: str
+
+
+@dataclass(frozen=True, slots=True)
+class GossipDue:
+    """News waits to be sent."""
+
+
+@dataclass(frozen=True, slots=True)
+class PushPullDue:
+    """The turn for a full state exchange with somebody."""
+
+
+@dataclass(frozen=True, slots=True)
+class StreamOverdue:
+    """The exchange on this stream took too long."""
+
+    stream: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class StreamReadable:
+    """More of what this stream brought can be read."""
+
+    stream: StreamId
+
+
+@dataclass(frozen=True, slots=True)
+class MergeDue:
+    """More of a peer's state can be taken in."""
+
+
+@dataclass(frozen=True, slots=True)
+class BroadcastOverdue:
+    """The broadcast with this ticket was not sent often enough in time."""
+
+    ticket: Hashable
+
+
+Timer: TypeAlias = (
+    ProbeDue
+    | AckOverdue
+    | ProbeOverdue
+    | RelayOverdue
+    | SuspicionExpired
+    | GossipDue
+    | PushPullDue
+    | StreamOverdue
+    | StreamReadable
+    | MergeDue
+    | BroadcastOverdue
+)
+
+
+class Delegate(Protocol):
+    """What the layer above is asked and told. Plain calls within one input."""
+
+    def node_meta(self) -> bytes:
+        """The metadata this node announces; at most 512 bytes."""
+
+    def message_received(self, payload: bytes, source: Address) -> None:
+        """A user message arrived."""
+
+    def has_broadcasts(self) -> bool:
+        """Whether the layer above has messages to spread."""
+
+    def has_fresh_broadcasts(self) -> bool:
+        """Whether one of them was never sent."""
+
+    def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
+        """Messages for one packet: `limit` bytes, each costs its length and `overhead`."""
+
+    def local_state(self) -> bytes:
+        """What a push/pull carries of the layer above."""
+
+    def merge_remote_state(self, state: bytes, source: Address, *, join: bool) -> None:
+        """A push/pull brought the layer above's state of a peer."""
+
+    def member_joined(self, peer: Peer) -> None:
+        """A member is there that was unknown, dead or gone."""
+
+    def member_updated(self, peer: Peer) -> None:
+        """A member's metadata changed."""
+
+    def member_left(self, peer: Peer) -> None:
+        """A member died or left."""
+
+    def name_conflict(self, held: Peer, rumour: Alive) -> None:
+        """Two addresses claim one name."""
+
+    def join_over(self, join: JoinRun) -> None:
+        """Every address of a join has answered or failed."""
+
+    def broadcast_over(self, ticket: Hashable, *, in_time: bool) -> None:
+        """The broadcast with this ticket was sent often enough, or took too long."""
+
+
+class Memberlist:
+    """Who is alive: probing, gossip and state exchange of one node."""
+
+    def __init__(
+        self,
+        config: GossipConfig,
+        *,
+        name: str,
+        addr: bytes,
+        port: int,
+        versions: bytes,
+        envelope: Envelope,
+        broadcast_timeout: float,
+        delegate: Delegate,
+        effects: list[Effect],
+        now: float,
+        rng: Random,
+        nonce: NonceSource,
+        log: logging.Logger,
+    ) -> None:
+        """`addr`, `port`: the advertised address; `effects`: the list it appends to."""
+        self._config = config
+        self._delegate = delegate
+        self._effects = effects
+        self._envelope = envelope
+        self._codec = PacketCodec(envelope)
+        self._broadcast_timeout = broadcast_timeout
+        self._now = now
+        self._rng = rng
+        self._nonce = nonce
+        self._log = log
+        self._local = Peer(name, addr, port, delegate.node_meta(), versions)
+        self.table = MemberTable(self._local, reclaim_time=config.dead_node_reclaim_time)
+        self.awareness = Awareness(config.awareness_max_multiplier)
+        self.queue = BroadcastQueue(size_max=QUEUE_MAX, message_max=self.message_max)
+        self._timers: Timers[Timer] = Timers()
+        self._suspicions: dict[str, Suspicion] = {}
+        self._probe: Probe | None = None
+        self._probe_missed = False
+        self._relays: dict[int, RelayedPing] = {}
+        self._seq = 0
+        self._streams: dict[StreamId, Exchange] = {}
+        self._accepted = 0
+        self._stream_count = 0
+        self._merges: list[Merge] = []
+        self._gossip_interval: float = config.gossip_interval
+        self._gossiped_at = -math.inf
+        self._claims: dict[str, Alive] = {}
+        self.dropped = 0
+        """Packets, parts and streams that were not understood."""
+        self._drops_untold = 0
+        self._drop_told_at = -math.inf
+
+    def start(self, now: float) -> None:
+        """Come alive. Once, before any input."""
+        self._now = now
+        self._spread(self.table.start(now))
+        self._delegate.member_joined(self._local)
+        self._timers.set(ProbeDue(), now + self._config.probe_interval)
+        interval = self._config.push_pull_interval
+        if interval > 0:
+            self._timers.set(PushPullDue(), now + interval * (1 + self._rng.random()))
+
+    # What happens to it.
+
+    def packet_received(self, now: float, data: bytes, source: Address) -> None:
+        """A datagram came in."""
+        self._now = now
+        try:
+            messages, faults = self._codec.open(data)
+        except WireError as error:
+            self._drop("packet", source, error)
+            return
+        for message in messages:
+            self._handle(message, source)
+        for fault in faults:
+            self._drop("message", source, fault)
+
+    def stream_opened(self, now: float, peer: Address) -> StreamId:
+        """A peer connected."""
+        self._now = now
+        stream = self._next_stream()
+        if self._accepted >= STREAMS_ACCEPTED_MAX:
+            self._drop("stream", peer, f"{STREAMS_ACCEPTED_MAX} streams are open already")
+            self._effects.append(Close(stream))
+            return stream
+        self._accepted += 1
+        reader = StreamReader(self._envelope, accepting=True)
+        self._streams[stream] = Exchange(stream, peer, reader, Answering())
+        self._timers.set(StreamOverdue(stream), now + self._config.tcp_timeout)
+        return stream
+
+    def stream_received(self, now: float, stream: StreamId, data: bytes) -> None:
+        """Bytes came in on a stream, in any pieces."""
+        self._now = now
+        exchange = self._streams.get(stream)
+        if exchange is None:
+            return
+        exchange.reader.feed(data)
+        self._read(exchange)
+
+    def stream_closed(self, now: float, stream: StreamId, error: str | None) -> None:
+        """A stream ended, or could not be opened; `error` says why, None: the peer closed it."""
+        self._now = now
+        exchange = self._streams.get(stream)
+        if exchange is not None:
+            self._end(exchange)
+            self._failed(exchange, error or "closed before the answer was complete: EOF")
+
+    def wake(self, now: float) -> None:
+        """Time passed: do what is due."""
+        self._now = now
+        while (timer := self._timers.pop_due(now)) is not None:
+            match timer:
+                case ProbeDue():
+                    self._probe_due()
+                case AckOverdue(seq):
+                    self._ask_others(seq)
+                case ProbeOverdue(seq):
+                    self._probe_over(seq)
+                case RelayOverdue(seq):
+                    self._relay_failed(seq)
+                case SuspicionExpired(name):
+                    self._declare_dead(name)
+                case GossipDue():
+                    self._gossip()
+                case PushPullDue():
+                    self._push_pull_due()
+                case StreamOverdue(stream):
+                    exchange = self._streams[stream]
+                    self._close(exchange)
+                    self._failed(exchange, "i/o timeout")
+                case StreamReadable(stream):
+                    self._read(self._streams[stream])
+                case MergeDue():
+                    self._merge()
+                case BroadcastOverdue(ticket):
+                    self._delegate.broadcast_over(ticket, in_time=False)
+
+    def next_wakeup(self) -> float | None:
+        """When `wake` is next wanted."""
+        return self._timers.next_deadline()
+
+    # What the layer above may ask.
+
+    def join(self, now: float, addresses: Sequence[Address], *, ticket: Hashable) -> None:
+        """Exchange state with each address; `join_over` brings the outcome."""
+        self._now = now
+        run = JoinRun(addresses, ticket)
+        self._ask_next(run)
+
+    def update_meta(self, now: float, ticket: Hashable) -> None:
+        """Announce `node_meta` anew; `broadcast_over` when it is passed on."""
+        self._now = now
+        self._spread(self.table.update_self(self._delegate.node_meta()), ticket=ticket)
+        self._delegate.member_updated(self._local)
+        self.await_broadcast(ticket)
+
+    def leave(self, now: float, ticket: Hashable) -> None:
+        """Declare this node as left; `broadcast_over` when that is passed on."""
+        self._now = now
+        self.table.leaving = True
+        name = self._local.name
+        farewell = Dead(self._local.incarnation, name, name)
+        decision = self.table.dead(farewell, now)
+        assert isinstance(decision, Gone)
+        self._spread(farewell, ticket=ticket)
+        self._delegate.member_left(self._local)
+        self.await_broadcast(ticket)
+
+    def hurry(self) -> None:
+        """Somebody waits for this node to go: use up the retransmits faster."""
+        self._gossip_interval = min(self._gossip_interval, LEAVING_GOSSIP_INTERVAL)
+
+    def await_broadcast(self, ticket: Hashable) -> None:
+        """Call `broadcast_over` at the latest when the broadcast timeout has passed.
+
+        With nobody there to tell, at once.
+        """
+        wait = self._broadcast_timeout if self.table.anyone_else else 0.0
+        self._timers.set(BroadcastOverdue(ticket), self._now + wait)
+
+    def broadcast_finished(self, ticket: Hashable) -> None:
+        """A broadcast was sent often enough."""
+        if BroadcastOverdue(ticket) in self._timers:
+            self._timers.cancel(BroadcastOverdue(ticket))
+            self._delegate.broadcast_over(ticket, in_time=True)
+
+    def news(self) -> None:
+        """There is something to spread: it does not wait for the next gossip round.
+
+        What is fresh goes out at once, paced so that a flood is packed; what was sent before is
+        sent again every gossip interval. An idle node has no timer at all.
+        """
+        if self.queue.has_fresh or self._delegate.has_fresh_broadcasts():
+            due = self._gossiped_at + BURST_GAP
+        elif len(self.queue) or self._delegate.has_broadcasts():
+            due = self._gossiped_at + self._gossip_interval
+        else:
+            return
+        held = self._timers.deadline(GossipDue())
+        if held is None or due < held:
+            self._timers.set(GossipDue(), max(due, self._now))
+
+    @property
+    def retransmit_limit(self) -> int:
+        """How often one message is sent, by the cluster's size as it is now."""
+        return retransmit_limit(self._config.retransmit_mult, len(self.table))
+
+    @property
+    def message_max(self) -> int:
+        """Bytes of the longest message that gossip can carry."""
+        return self._config.packet_size_max - 5 - self._codec.overhead
+
+    @property
+    def local(self) -> Peer:
+        """This node's own entry."""
+        return self._local
+
+    # Messages.
+
+    def _handle(self, message: Message, source: Address) -> None:
+        match message:
+            case Ping():
+                self._answer_ping(message, source)
+            case Ack():
+                self._answered(message)
+            case Alive():
+                self._alive(message)
+            case Suspect():
+                self._suspect(message)
+            case Dead():
+                self._dead(message)
+            case User(payload):
+                self._delegate.message_received(payload, source)
+            case IndirectPing():
+                self._relay_ping(message, source)
+            case Nack(seq):
+                if self._probe is not None and self._probe.seq == seq:
+                    self._probe.nacks += 1
+
+    def _alive(self, rumour: Alive) -> None:
+        if rumour.port == 0:
+            rumour = rumour._replace(port=self._local.port)
+        decision = self.table.alive(rumour, self._now, self._rng)
+        match decision:
+            case Ignored():
+                pass
+            case Refute(incarnation):
+                self._refute(incarnation, f"an alive at {rumour.incarnation}")
+            case Conflict(held, claim):
+                if len(self._claims) < PARTS_MAX and held is not self._local:
+                    self._claims[held.name] = claim
+                self._delegate.name_conflict(held, claim)
+            case Revived(peer, joined, updated):
+                self._forget_suspicion(peer.name)
+                self._spread(rumour)
+                if joined:
+                    self._claims.pop(peer.name, None)
+                    self._delegate.member_joined(peer)
+                elif updated:
+                    self._delegate.member_updated(peer)
+
+    def _suspect(self, rumour: Suspect) -> None:
+        decision = self.table.suspect(rumour, self._now)
+        match decision:
+            case Ignored():
+                pass
+            case Refute(incarnation):
+                self._refute(incarnation, f"a suspicion by {rumour.accuser}")
+            case Accused(peer):
+                suspicion = self._suspicions[peer.name]
+                if suspicion.confirm(rumour.accuser):
+                    self._spread(rumour)
+                    self._timers.set(SuspicionExpired(peer.name), suspicion.deadline)
+            case Suspected(peer):
+                self._start_suspicion(peer, rumour)
+
+    def _dead(self, rumour: Dead) -> None:
+        decision = self.table.dead(rumour, self._now)
+        match decision:
+            case Ignored():
+                pass
+            case Refute(incarnation):
+                self._refute(incarnation, f"a death notice by {rumour.accuser}")
+            case Gone(peer):
+                self._forget_suspicion(peer.name)
+                self._spread(rumour)
+                self._delegate.member_left(peer)
+                # A restarted node may have claimed the name from a new address before the old
+                # one was known to be dead: it need not wait for its next state exchange.
+                claim = self._claims.pop(peer.name, None)
+                if claim is not None:
+                    self._alive(claim)
+
+    def _refute(self, incarnation: int, what: str) -> None:
+        alive = self.table.refute(incarnation)
+        self._log.warning("Refuting %s (incarnation now %d)", what, alive.incarnation)
+        self.awareness.apply(+1)
+        self._spread(alive)
+
+    def _spread(self, news: Alive | Suspect | Dead, *, ticket: Hashable | None = None) -> None:
+        self.queue.add(encode(news), name=news.node, ticket=ticket)
+        self._settle()
+        self.news()
+
+    def _settle(self) -> None:
+        if self.queue.finished:
+            finished, self.queue.finished = self.queue.finished, []
+            for ticket in finished:
+                self.broadcast_finished(ticket)
+
+    # Suspicion.
+
+    def _start_suspicion(self, peer: Peer, rumour: Suspect) -> None:
+        members = len(self.table)
+        needed = self._config.suspicion_mult - 2
+        if members - 2 < needed:
+            needed = 0
+        timeout_min = suspicion_timeout_min(
+            members, self._config.probe_interval, self._config.suspicion_mult
+        )
+        suspicion = Suspicion(
+            rumour.accuser,
+            self._now,
+            needed=needed,
+            timeout_min=timeout_min,
+            timeout_max=timeout_min * self._config.suspicion_max_timeout_mult,
+        )
+        self._suspicions[peer.name] = suspicion
+        self._timers.set(SuspicionExpired(peer.name), suspicion.deadline)
+        self._spread(rumour)
+        self._log.debug("%s is suspected by %s", peer.name, rumour.accuser)
+
+    def _forget_suspicion(self, name: str) -> None:
+        if self._suspicions.pop(name, None) is not None:
+            self._timers.cancel(SuspicionExpired(name))
+
+    def _declare_dead(self, name: str) -> None:
+        peer = self.table.get(name)
+        assert peer is not None
+        assert peer.state is State.SUSPECT
+        suspicion = self._suspicions[name]
+        self._log.info(
+            "%s failed: suspected for %.1f s, confirmed by %d others",
+            name,
+            self._now - suspicion.started,
+            suspicion.confirmations,
+        )
+        self._dead(Dead(peer.incarnation, name, self._local.name))
+
+    # Probing.
+
+    def _probe_due(self) -> None:
+        self._timers.set(ProbeDue(), self._now + self._config.probe_interval)
+        if self._probe is not None:
+            # Turns that pass during a probe become one, taken when it ends.
+            self._probe_missed = True
+            return
+        peer = self.table.next_probed(
+            self._now, self._rng, forget_after=self._config.gossip_to_the_dead_time
+        )
+        if peer is None:
+            return
+        interval = self.awareness.scale(self._config.probe_interval)
+        self._probe = probe = Probe(peer, self._next_seq(), self._now, interval)
+        ping = self._ping(probe.seq, peer.name)
+        if peer.state is State.SUSPECT:
+            # The suspect hears of it at once, and can refute (Lifeguard §IV.C).
+            suspect = Suspect(peer.incarnation, peer.name, self._local.name)
+            self._send((encode(ping), encode(suspect)), peer.address, crc=_takes_crc(peer))
+        else:
+            self._send_with_news(encode(ping), peer.address)
+        self._timers.set(AckOverdue(probe.seq), self._now + self._config.probe_timeout)
+
+    def _ask_others(self, seq: int) -> None:
+        probe = self._probe
+        assert probe is not None
+        assert probe.seq == seq
+        peer = probe.peer
+        local = self._local
+        for between in self.table.choose_alive(self._config.indirect_checks, self._rng, but=peer):
+            nack = between.protocol_max >= 4
+            probe.nacks_expected += nack
+            request = IndirectPing(
+                seq, peer.addr, peer.port, peer.name, nack, local.addr, local.port, local.name
+            )
+            self._send_with_news(encode(request), between.address)
+        if peer.protocol_max >= 3:
+            self._open(peer.address, PingingByStream(probe), until=probe.deadline)
+        self._timers.set(ProbeOverdue(seq), probe.deadline)
+
+    def _probe_over(self, seq: int) -> None:
+        probe = self._probe
+        assert probe is not None
+        assert probe.seq == seq
+        peer = probe.peer
+        if probe.reached_by_stream:
+            self._log.warning(
+                "%s answers over TCP but not over UDP: are its packets let through?", peer.name
+            )
+            self._end_probe(-1)
+            return
+        self._log.debug("no answer from %s in %.1f s", peer.name, self._now - probe.started)
+        self._end_probe(probe.blame)
+        self._suspect(Suspect(probe.incarnation, peer.name, self._local.name))
+
+    def _end_probe(self, health_change: int) -> None:
+        assert self._probe is not None
+        seq = self._probe.seq
+        self._probe = None
+        self._timers.cancel(AckOverdue(seq))
+        self._timers.cancel(ProbeOverdue(seq))
+        self.awareness.apply(health_change)
+        if self._probe_missed:
+            self._probe_missed = False
+            self._timers.set(ProbeDue(), self._now)
+
+    def _answered(self, ack: Ack) -> None:
+        probe = self._probe
+        if probe is not None and ack.seq == probe.seq:
+            self._end_probe(-1)
+            return
+        relay = self._relays.pop(ack.seq, None)
+        if relay is not None:
+            self._timers.cancel(RelayOverdue(ack.seq))
+            self._send_with_news(encode(Ack(relay.asker_seq)), relay.asker)
+
+    def _answer_ping(self, ping: Ping, source: Address) -> None:
+        if ping.node and ping.node != self._local.name:
+            self._log.debug("ping for %s from %s is not for us", ping.node, source)
+            return
+        to = _reply_address(ping, source)
+        if to is not None:
+            self._send_with_news(encode(Ack(ping.seq)), to)
+
+    def _relay_ping(self, request: IndirectPing, source: Address) -> None:
+        asker = _reply_address(request, source)
+        if asker is None or len(request.target) not in (4, 16):
+            self._drop("message", source, "indirect ping: an address has not 4 or 16 bytes")
+            return
+        if len(self._relays) >= RELAYS_MAX:
+            self._drop("message", source, f"{RELAYS_MAX} indirect pings are open already")
+            return
+        seq = self._next_seq()
+        self._relays[seq] = RelayedPing(asker, request.seq, nack=request.nack)
+        self._timers.set(RelayOverdue(seq), self._now + self._config.probe_timeout)
+        target = socket_address(request.target, request.port or self._local.port)
+        self._send_with_news(encode(self._ping(seq, request.node)), target)
+
+    def _relay_failed(self, seq: int) -> None:
+        relay = self._relays.pop(seq)
+        if relay.nack:
+            self._send_with_news(encode(Nack(relay.asker_seq)), relay.asker)
+
+    def _ping(self, seq: int, node: str) -> Ping:
+        local = self._local
+        return Ping(seq, node, local.addr, local.port, local.name)
+
+    def _next_seq(self) -> int:
+        self._seq = (self._seq + 1) & 0xFFFFFFFF
+        return self._seq
+
+    # Gossip.
+
+    def _gossip(self) -> None:
+        self._gossiped_at = self._now
+        config = self._config
+        peers = self.table.choose_to_gossip(
+            config.gossip_nodes, self._rng, died_after=self._now - config.gossip_to_the_dead_time
+        )
+        budget = config.packet_size_max - 2 - self._codec.overhead
+        for peer in peers:
+            parts = self._fill(budget)
+            if not parts:
+                break
+            self._send(parts, peer.address, crc=_takes_crc(peer), pack=True)
+        # With nobody to tell, wait for somebody to come.
+        if peers:
+            self.news()
+
+    def _fill(self, budget: int) -> list[bytes]:
+        """News for one packet of `budget` bytes; each counts as sent once (gossip.md 8.2)."""
+        parts: list[bytes] = []
+        if len(self.queue):
+            parts = self.queue.take(
+                budget, overhead=2, transmits_max=self.retransmit_limit, count=PARTS_MAX - 1
+            )
+            budget -= sum(map(len, parts)) + 2 * len(parts)
+            self._settle()
+        if budget > 3 and self._delegate.has_broadcasts():
+            room = PARTS_MAX - 1 - len(parts)
+            for message in self._delegate.broadcasts(overhead=3, limit=budget, count=room):
+                parts.append(b"\x08" + message)
+        return parts
+
+    def _send_with_news(self, message: bytes, to: Address) -> None:
+        if len(self.queue) or self._delegate.has_broadcasts():
+            budget = self._config.packet_size_max - len(message) - 2 - self._codec.overhead
+            parts = self._fill(budget)
+            if parts:
+                self._send((message, *parts), to, pack=True)
+                return
+        self._send((message,), to)
+
+    def _send(
+        self, parts: Sequence[bytes], to: Address, *, crc: bool = False, pack: bool = False
+    ) -> None:
+        data = self._codec.seal(parts, crc=crc, nonce=self._nonce, pack=pack)
+        self._effects.append(SendPacket(data, to))
+
+    def send_user(self, payload: bytes, to: Address) -> None:
+        """Send one user message straight to an address."""
+        self._send((b"\x08" + payload,), to)
+
+    # Streams.
+
+    def _push_pull_due(self) -> None:
+        interval = self._config.push_pull_interval
+        if interval > 0:
+            scale = 1 if len(self.table) <= 32 else math.ceil(math.log2(len(self.table)) - 5) + 1
+            self._timers.set(PushPullDue(), self._now + interval * scale)
+        for peer in self.table.choose_alive(1, self._rng):
+            self._open(peer.address, Asking(None), until=self._now + self._config.tcp_timeout)
+
+    def _ask_next(self, run: JoinRun) -> None:
+        for address in run.next_addresses():
+            self._open(address, Asking(run), until=self._now + self._config.tcp_timeout)
+        if run.is_over:
+            self._delegate.join_over(run)
+
+    def _open(self, to: Address, purpose: Asking | PingingByStream, *, until: float) -> None:
+        stream = self._next_stream()
+        reader = StreamReader(self._envelope, accepting=False)
+        self._streams[stream] = Exchange(stream, to, reader, purpose)
+        self._timers.set(StreamOverdue(stream), until)
+        if isinstance(purpose, Asking):
+            body = self._own_state(join=purpose.join is not None)
+        else:
+            body = encode(self._ping(purpose.probe.seq, purpose.probe.peer.name))
+        self._effects.append(Connect(stream, to))
+        self._write(stream, body, calling=True)
+
+    def _own_state(self, *, join: bool) -> bytes:
+        return encode_push_pull(self.table.states(), self._delegate.local_state(), join=join)
+
+    def _write(self, stream: StreamId, body: bytes, *, calling: bool) -> None:
+        data = seal_stream(body, self._envelope, calling=calling, nonce=self._nonce)
+        self._effects.append(Write(stream, data))
+
+    def _read(self, exchange: Exchange) -> None:
+        try:
+            items = exchange.reader.read()
+        except EnvelopeError as error:
+            if isinstance(exchange.purpose, Answering):
+                self._write(exchange.stream, encode(StreamError(str(error))), calling=False)
+            self._close(exchange)
+            self._drop("stream", exchange.peer, error)
+            self._failed(exchange, str(error))
+            return
+        except WireError as error:
+            self._close(exchange)
+            self._drop("stream", exchange.peer, error)
+            self._failed(exchange, str(error))
+            return
+        for item in items:
+            match item:
+                case NodeState():
+                    exchange.states.append(item)
+                case PushPullHead():
+                    exchange.head = item
+                case UserState(payload):
+                    self._state_received(exchange, payload)
+                case Ping():
+                    self._ping_received(exchange, item)
+                case Ack():
+                    self._ack_received(exchange, item)
+                case UserStream(payload):
+                    self._close(exchange)
+                    self._delegate.message_received(payload, exchange.peer)
+                case StreamError(text):
+                    self._close(exchange)
+                    self._failed(exchange, f"remote error: {text}")
+            if exchange.stream not in self._streams:
+                return
+        if exchange.reader.pending:
+            self._timers.set(StreamReadable(exchange.stream), self._now + TURN)
+
+    def _ping_received(self, exchange: Exchange, ping: Ping) -> None:
+        if isinstance(exchange.purpose, Answering) and ping.node in ("", self._local.name):
+            self._write(exchange.stream, encode(Ack(ping.seq)), calling=False)
+        self._close(exchange)
+
+    def _ack_received(self, exchange: Exchange, ack: Ack) -> None:
+        self._close(exchange)
+        purpose = exchange.purpose
+        if isinstance(purpose, PingingByStream) and ack.seq == purpose.probe.seq:
+            purpose.probe.reached_by_stream = True
+
+    def _state_received(self, exchange: Exchange, user_state: bytes) -> None:
+        assert exchange.head is not None
+        if isinstance(exchange.purpose, PingingByStream):
+            self._close(exchange)
+            return
+        if isinstance(exchange.purpose, Answering):
+            # The answer goes out before anything is merged, so that a fault in the merge does
+            # not cost the peer its answer (gossip.md 4.2).
+            self._write(exchange.stream, self._own_state(join=exchange.head.join), calling=False)
+        self._close(exchange)
+        fault = self._states_misfit(exchange.states)
+        if fault is not None or len(self._merges) >= MERGES_MAX:
+            self._failed(exchange, fault or f"{MERGES_MAX} states wait to be merged already")
+            return
+        # While this node is alone, whoever answers it knows all that its answer says: there is
+        # nobody to tell. Otherwise two clusters may be meeting.
+        news = self.table.anyone_else or isinstance(exchange.purpose, Answering)
+        self._merges.append(Merge(exchange, user_state, news=news))
+        if len(self._merges) == 1:
+            self._merge()
+
+    def _states_misfit(self, states: Iterable[NodeState]) -> str | None:
+        """Why a peer's whole state is of no use: it names nobody this node can speak with.
+
+        A real agent refuses a state for one misfit among thousands. Here misfits are left out one
+        by one (`MemberTable`), so that a single bad entry cannot part a cluster.
+        """
+        ours = self._local.versions
+        versions = {state.vsn: state.name for state in states if state.state == State.ALIVE}
+        faults = {v: fault for v in versions if (fault := versions_misfit(v, ours)) is not None}
+        if versions and len(faults) == len(versions):
+            worst = next(iter(faults))
+            return f"Node {versions[worst]!r} {faults[worst]}"
+        return None
+
+    def _merge(self) -> None:
+        merge = self._merges[0]
+        for state in merge.take(MERGE_SLICE):
+            self._merge_state(state, news=merge.news)
+        if not merge.is_over:
+            self._timers.set(MergeDue(), self._now + TURN)
+            return
+        del self._merges[0]
+        if self._merges:
+            self._timers.set(MergeDue(), self._now + TURN)
+        if merge.user_state:
+            self._delegate.merge_remote_state(merge.user_state, merge.peer, join=merge.with_join)
+        self.news()
+        if merge.join is not None:
+            merge.join.answered()
+            if self._config.push_pull_interval > 0:
+                delay = NOTES_DELAY * (1 + self._rng.random()) / 2
+                self._timers.set(PushPullDue(), self._now + delay)
+            self._ask_next(merge.join)
+
+    def _merge_state(self, s: NodeState, *, news: bool) -> None:
+        """Take in one entry of a peer's state (gossip.md 5.6)."""
+        match s.state:
+            case State.ALIVE:
+                rumour = Alive(s.incarnation, s.name, s.addr, s.port, s.meta, s.vsn)
+                if news:
+                    self._alive(rumour)
+                else:
+                    self._alive_known_to_all(rumour)
+            case State.LEFT:
+                self._dead(Dead(s.incarnation, s.name, s.name))
+            case _:
+                # The dead are only suspected: should they live, they can refute.
+                self._suspect(Suspect(s.incarnation, s.name, self._local.name))
+
+    def _alive_known_to_all(self, rumour: Alive) -> None:
+        peer = self.table.get(rumour.node)
+        if peer is None:
+            decision = self.table.alive(rumour, self._now, self._rng)
+            if isinstance(decision, Revived):
+                self._delegate.member_joined(decision.peer)
+        else:
+            self._alive(rumour)
+
+    def _failed(self, exchange: Exchange, why: str) -> None:
+        """A stream this node opened brought nothing; one of a peer's needs no more."""
+        match exchange.purpose:
+            case Asking(join=None):
+                self._log.warning("State exchange with %s failed: %s", exchange.peer, why)
+            case Asking(join=run):
+                assert run is not None
+                run.failed(f"Failed to join {exchange.peer.host}: {why}")
+                self._ask_next(run)
+            case Answering() | PingingByStream():
+                pass
+
+    def _close(self, exchange: Exchange) -> None:
+        self._end(exchange)
+        self._effects.append(Close(exchange.stream))
+
+    def _end(self, exchange: Exchange) -> None:
+        del self._streams[exchange.stream]
+        self._accepted -= isinstance(exchange.purpose, Answering)
+        self._timers.cancel(StreamOverdue(exchange.stream))
+        self._timers.cancel(StreamReadable(exchange.stream))
+
+    def _next_stream(self) -> StreamId:
+        self._stream_count += 1
+        return self._stream_count
+
+    def _drop(self, what: str, source: Address, why: object) -> None:
+        """Count what is not understood, and say so, but not for every piece of a flood."""
+        self.dropped += 1
+        self._drops_untold += 1
+        if self._now - self._drop_told_at >= DROP_LOG_INTERVAL:
+            self._drop_told_at = self._now
+            more = f" ({self._drops_untold - 1} more before)" if self._drops_untold > 1 else ""
+            self._log.warning("Dropped a %s from %s: %s%s", what, source, why, more)
+            self._drops_untold = 0
+
+
+def _takes_crc(peer: Peer) -> bool:
+    return peer.protocol_max >= 5
+
+
+def _reply_address(request: Ping | IndirectPing, source: Address) -> Address | None:
+    """Where the answer goes: the address the asker gives, else where it came from."""
+    if request.source_addr and request.source_port:
+        if len(request.source_addr) not in (4, 16):
+            return None
+        return socket_address(request.source_addr, request.source_port)
+    return source

@@ -1,0 +1,258 @@
+"""`Driver`: feeds inputs into the core, carries its effects out.
+
+It holds one alarm, the open connections and the Deferreds that wait for commands. It knows nothing
+of what the messages mean.
+"""
+
+import logging
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
+
+from twisted.internet.defer import Deferred
+from twisted.internet.interfaces import IDelayedCall, IUDPTransport
+
+from serfd.effects import (
+    Address,
+    Close,
+    Command,
+    Connect,
+    Effect,
+    Emit,
+    Finish,
+    SendPacket,
+    StreamId,
+    Write,
+)
+from serfd.errors import CommandError
+from serfd.net.transport import ConnectFactory, StreamProtocol
+from serfd.serf.events import Event
+from serfd.serf.node import Node
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+CLOSE_GRACE = 10.0
+"""Seconds a peer has to read what was written before its stream is cut."""
+CONNECT_TIMEOUT = 60.0
+"""Seconds until Twisted gives up a connection; the core's own, shorter limits come first."""
+
+_log = logging.getLogger("serfd.agent")
+
+
+class Reactor(Protocol):
+    """What the driver asks of Twisted's reactor; `IReactorTime` and `IReactorTCP`."""
+
+    def seconds(self) -> float:
+        """Monotonic seconds."""
+
+    def callLater(
+        self, delay: float, function: Callable[..., object], *args: object
+    ) -> IDelayedCall:
+        """Call `function` after `delay` seconds."""
+
+    def connectTCP(self, host: str, port: int, factory: ConnectFactory, timeout: float) -> Any:
+        """Open a connection."""
+
+
+class Driver:
+    """Between one `Node` and Twisted."""
+
+    def __init__(
+        self,
+        node: Node,
+        reactor: Reactor,
+        publish: Callable[[Event], None],
+        *,
+        strict: bool = False,
+    ) -> None:
+        """`publish` gets every event; `strict` raises what would only be logged: for tests."""
+        self._node = node
+        self._reactor = reactor
+        self._publish = publish
+        self._strict = strict
+        self._udp: IUDPTransport | None = None
+        self._is_ipv6 = False
+        self._links: dict[StreamId, StreamProtocol] = {}
+        self._connectors: dict[StreamId, Any] = {}
+        self._cuts: dict[StreamId, IDelayedCall] = {}
+        self._waiting: dict[Command[Any], Deferred[Any]] = {}
+        self._effects: deque[Effect] = deque()
+        self._is_carrying = False
+        self._alarm: IDelayedCall | None = None
+        self._is_ringing = False
+        self._is_stopped = False
+        self.internal_errors = 0
+        """Inputs that raised: mistakes of ours. Each was logged and dropped."""
+        self.send_errors = 0
+        """Packets the system refused to send."""
+
+    def start(self, udp: IUDPTransport, *, is_ipv6: bool) -> None:
+        """Begin: the packet socket is bound."""
+        self._udp = udp
+        self._is_ipv6 = is_ipv6
+        self._carry_out()
+
+    def stop(self) -> None:
+        """No more effects are carried out; streams are cut. Waiting commands fail."""
+        self._is_stopped = True
+        if self._alarm is not None and self._alarm.active():
+            self._alarm.cancel()
+        for link in list(self._links.values()):
+            link.abort()
+        for cut in self._cuts.values():
+            cut.cancel()
+        self._cuts.clear()
+        for deferred in list(self._waiting.values()):
+            deferred.errback(CommandError("the agent is shutting down"))
+        self._waiting.clear()
+
+    def run(
+        self,
+        ask: Callable[Concatenate[float, P], Command[T]],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> "Deferred[T]":
+        """Ask the node something; fires with the result, or with a CommandError."""
+        if self._is_stopped:
+            failed: Deferred[T] = Deferred()
+            failed.errback(CommandError("the agent is shutting down"))
+            return failed
+        command = ask(self._reactor.seconds(), *args, **kwargs)
+        deferred: Deferred[T] = Deferred()
+        self._waiting[command] = deferred
+        self._carry_out()
+        return deferred
+
+    # From the sockets (`serfd.net.transport.Listener`).
+
+    def packet_received(self, data: bytes, source: Address) -> None:
+        """A datagram came in."""
+        self._feed(self._node.packet_received, data, source)
+
+    def stream_accepted(self, link: StreamProtocol, peer: Address) -> StreamId:
+        """A peer connected."""
+        stream = self._node.stream_opened(self._reactor.seconds(), peer)
+        self._links[stream] = link
+        self._carry_out()
+        return stream
+
+    def stream_received(self, stream: StreamId, data: bytes) -> None:
+        """Bytes came in."""
+        self._feed(self._node.stream_received, stream, data)
+
+    def stream_closed(self, stream: StreamId, error: str | None) -> None:
+        """A stream ended, or could not be opened."""
+        self._links.pop(stream, None)
+        self._connectors.pop(stream, None)
+        cut = self._cuts.pop(stream, None)
+        if cut is not None:
+            cut.cancel()
+        self._feed(self._node.stream_closed, stream, error)
+
+    # Steps.
+
+    def _feed(self, happened: Callable[..., None], *args: Any) -> None:
+        if self._is_stopped:
+            return
+        try:
+            happened(self._reactor.seconds(), *args)
+        except Exception:
+            self.internal_errors += 1
+            _log.exception("An input was dropped by an internal error: %s", happened.__name__)
+            if self._strict:
+                raise
+        self._carry_out()
+
+    def _carry_out(self) -> None:
+        self._effects += self._node.take_effects()
+        if self._is_carrying or self._udp is None:
+            return
+        self._is_carrying = True
+        try:
+            while self._effects and not self._is_stopped:
+                self._do(self._effects.popleft())
+        finally:
+            self._is_carrying = False
+        self._set_alarm()
+
+    def _do(self, effect: Effect) -> None:
+        match effect:
+            case SendPacket(data, to):
+                self._send(data, to)
+            case Emit(event):
+                self._publish(event)
+            case Finish(command, result):
+                deferred = self._waiting.pop(command)
+                if isinstance(result, CommandError):
+                    deferred.errback(result)
+                else:
+                    deferred.callback(result)
+            case Connect(stream, to):
+                self._connect(stream, to)
+            case Write(stream, data):
+                link = self._links.get(stream)
+                if link is not None:
+                    link.write(data)
+            case Close(stream):
+                self._close(stream)
+
+    def _send(self, data: bytes, to: Address) -> None:
+        assert self._udp is not None
+        host = f"::ffff:{to.host}" if self._is_ipv6 and ":" not in to.host else to.host
+        try:
+            self._udp.write(data, (host, to.port))
+        except (OSError, ValueError) as error:
+            # One address that cannot be reached must not stop a round of gossip.
+            self.send_errors += 1
+            _log.debug("cannot send %d bytes to %s: %s", len(data), to, error)
+
+    def _connect(self, stream: StreamId, to: Address) -> None:
+        link = StreamProtocol(self, stream)
+        self._links[stream] = link
+
+        def failed(why: str) -> None:
+            self.stream_closed(stream, why)
+
+        self._connectors[stream] = self._reactor.connectTCP(
+            to.host, to.port, ConnectFactory(link, to, failed), timeout=CONNECT_TIMEOUT
+        )
+
+    def _close(self, stream: StreamId) -> None:
+        link = self._links.get(stream)
+        if link is None:
+            return
+        link.close()
+        connector = self._connectors.pop(stream, None)
+        if connector is not None and not link.connected:
+            del self._links[stream]
+            connector.disconnect()
+        else:
+            self._cuts[stream] = self._reactor.callLater(CLOSE_GRACE, self._cut, stream)
+
+    def _cut(self, stream: StreamId) -> None:
+        del self._cuts[stream]
+        link = self._links.get(stream)
+        if link is not None:
+            link.abort()
+
+    def _set_alarm(self) -> None:
+        due = self._node.next_wakeup()
+        if due is None or self._is_stopped or self._is_ringing:
+            return
+        delay = max(0.0, due - self._reactor.seconds())
+        if self._alarm is not None and self._alarm.active():
+            self._alarm.reset(delay)
+        else:
+            self._alarm = self._reactor.callLater(delay, self._ring)
+
+    def _ring(self) -> None:
+        # Twisted runs due timers before it reads sockets. After a stall the ack of a probe may
+        # wait in the socket: one more turn, and it is read before the probe is given up.
+        self._is_ringing = True
+        self._alarm = self._reactor.callLater(0, self._wake)
+
+    def _wake(self) -> None:
+        self._is_ringing = False
+        self._alarm = None
+        self._feed(self._node.wake)

@@ -1,0 +1,283 @@
+"""The RPC's commands, one function each, and the table that names them (rpc.md 4).
+
+A new command is a function and a row. The function is given the session and then its body's
+fields, as the row declares them; it returns the reply's body, or None for a command that has none.
+It raises CommandError for what the caller is to be told, and BadRequest to close the connection.
+"""
+
+import logging
+from collections.abc import Awaitable, Callable, Mapping
+from enum import Enum
+from typing import Concatenate, Final, NamedTuple, Protocol, TypeAlias
+
+from twisted.internet.defer import Deferred
+
+from serfd.agent import Agent
+from serfd.errors import CommandError
+from serfd.logs import LEVELS
+from serfd.rpc.messages import (
+    I32,
+    U64,
+    BadRequest,
+    Fields,
+    boolean,
+    members_body,
+    text,
+    text_map,
+    texts,
+)
+from serfd.serf.events import Event, Member, MemberEvent, MemberEventKind, UserEvent
+
+log = logging.getLogger("serfd.rpc")
+
+IPC_VERSION: Final = 1
+PATTERN_SIZE_MAX: Final = 1024
+"""Bytes of one regular expression of `members-filtered`."""
+PATTERN_MEMORY_MAX: Final = 256 << 10
+"""Bytes one compiled expression may take; RE2 then matches slower, but in linear time."""
+TAG_FILTERS_MAX: Final = 32
+MEMBERS_PER_TURN: Final = 256
+"""So many members are filtered before other clients and the gossip get their turn."""
+
+Body: TypeAlias = Mapping[str, object]
+
+
+class Stage(Enum):
+    """How far a client has come."""
+
+    STRANGER = 1
+    """Has yet to shake hands."""
+    GREETED = 2
+    """Has yet to show the key."""
+    TRUSTED = 3
+
+
+class EventFilter:
+    """Which events a stream wants (rpc.md 6)."""
+
+    def __init__(self, wanted: str) -> None:
+        """From a comma list like `member-join,user:deploy`; empty is all.
+
+        Raises CommandError if a part of it is nothing that can be asked for.
+        """
+        self._names = frozenset(_filter_name(part) for part in (wanted or "*").split(","))
+
+    def matches(self, event: Event) -> bool:
+        """Whether the stream gets this event."""
+        names = self._names
+        if "*" in names:
+            return True
+        match event:
+            case MemberEvent():
+                return event.name in names
+            case UserEvent():
+                return "user" in names or f"user:{event.name}" in names
+
+
+class Session(Protocol):
+    """What a command may know and do about the connection it came over."""
+
+    agent: Agent
+    auth: str
+    """The key clients must show; empty if none."""
+    peer: str
+    """`127.0.0.1:5000`."""
+    stage: Stage
+
+    def enter(self, stage: Stage) -> None:
+        """The client has come further."""
+
+    def open_stream(self, wanted: EventFilter) -> None:
+        """Send records of events, once the reply to this request is out. Raises CommandError."""
+
+    def open_monitor(self, level: int) -> None:
+        """Send records of log lines, once the reply to this request is out. Raises CommandError."""
+
+    def stop(self, seq: int) -> None:
+        """End the streams and the monitor that were opened with `seq`, if any."""
+
+    def after_reply(self, call: Callable[[], None]) -> None:
+        """Do this once the reply to this request is out."""
+
+    def turn(self) -> "Deferred[None]":
+        """Fires when everybody else had a turn of the reactor."""
+
+
+class Incomplete(CommandError):
+    """A command that failed and still has something to say: the body goes out with the error."""
+
+    def __init__(self, error: str, body: Body) -> None:
+        super().__init__(error)
+        self.body = body
+
+
+def handshake(session: Session, version: int) -> None:
+    """Agree on the protocol; the first thing a client does (rpc.md 2)."""
+    if version != IPC_VERSION:
+        raise CommandError("Unsupported IPC version")
+    if session.stage is not Stage.STRANGER:
+        raise CommandError("Handshake already performed")
+    session.enter(Stage.GREETED if session.auth else Stage.TRUSTED)
+
+
+def auth(session: Session, key: str) -> None:
+    """Show the key. A wrong one takes nothing away from a client that is trusted already."""
+    shown, right = (k.encode("utf-8", "surrogateescape") for k in (key, session.auth))
+    import hmac  # loads OpenSSL, 3 MB, which an agent without keys can do without
+
+    if not hmac.compare_digest(shown, right):
+        log.warning("%s showed a wrong key", session.peer)
+        raise CommandError("Invalid authentication token")
+    session.enter(Stage.TRUSTED)
+
+
+async def join(session: Session, addresses: list[str], replay: bool) -> Body:  # noqa: FBT001 -- a row's field
+    """Join a cluster; tells how many addresses answered."""
+    try:
+        return {"Num": await session.agent.join(addresses, replay=replay)}
+    except CommandError as error:
+        raise Incomplete(str(error), {"Num": 0}) from None
+
+
+async def leave(session: Session) -> None:
+    """Leave the cluster, tell the client, then stop the daemon."""
+    await session.agent.leave()
+    session.after_reply(session.agent.shut_down)
+
+
+async def force_leave(session: Session, name: str, prune: bool) -> None:  # noqa: FBT001 -- a row's field
+    """Declare a failed member as left."""
+    await session.agent.force_leave(name, prune=prune)
+
+
+def members(session: Session) -> Body:
+    """Everybody known."""
+    return members_body(session.agent.members())
+
+
+async def members_filtered(session: Session, tags: dict[str, str], status: str, name: str) -> Body:
+    """Those whose tags, status and name match regular expressions (rpc.md 5)."""
+    if len(tags) > TAG_FILTERS_MAX:
+        raise CommandError(f"{len(tags)} tags to filter by, at most {TAG_FILTERS_MAX} are possible")
+    filters: list[Callable[[Member], bool]] = []
+    if status:
+        filters.append(_by_status(status))
+    if name:
+        filters.append(_by_name(name))
+    filters += [_by_tag(tag, pattern) for tag, pattern in tags.items()]
+    everybody, found = session.agent.members(), list[Member]()
+    for start in range(0, len(everybody), MEMBERS_PER_TURN):
+        if start and filters:
+            await session.turn()
+        some = everybody[start : start + MEMBERS_PER_TURN]
+        found += [member for member in some if all(matches(member) for matches in filters)]
+    return members_body(found)
+
+
+async def tags(session: Session, changed: dict[str, str], deleted: list[str]) -> None:
+    """Delete tags of this node, then set others."""
+    await session.agent.update_tags(changed, delete=deleted)
+
+
+def stream(session: Session, wanted: str) -> None:
+    """Send events from now on."""
+    session.open_stream(EventFilter(wanted))
+
+
+def monitor(session: Session, level: str) -> None:
+    """Send the log lines kept, then new ones."""
+    number = LEVELS.get(level.upper())
+    if number is None:
+        raise CommandError(f"Unknown log level: {level.upper()}")
+    session.open_monitor(number)
+
+
+def stop(session: Session, seq: int) -> None:
+    """End a stream or the monitor; not an error if there is none."""
+    session.stop(seq)
+
+
+def stats(session: Session) -> Body:
+    """Counters and facts, by section."""
+    return session.agent.stats()
+
+
+class Command(NamedTuple):
+    """A row of the table."""
+
+    function: Callable[Concatenate[Session, ...], Awaitable[Body | None] | Body | None]
+    fields: Fields | None = None
+    """The request's body; None if it has none."""
+    replies: bool = False
+    """Whether the reply has a body, be it with an error."""
+
+
+COMMANDS: Final[Mapping[str, Command]] = {
+    "handshake": Command(handshake, (("Version", I32),)),
+    "auth": Command(auth, (("AuthKey", text),)),
+    "join": Command(join, (("Existing", texts), ("Replay", boolean)), replies=True),
+    "leave": Command(leave),
+    "force-leave": Command(force_leave, (("Node", text), ("Prune", boolean))),
+    "members": Command(members, replies=True),
+    "members-filtered": Command(
+        members_filtered, (("Tags", text_map), ("Status", text), ("Name", text)), replies=True
+    ),
+    "tags": Command(tags, (("Tags", text_map), ("DeleteTags", texts))),
+    "stream": Command(stream, (("Type", text),)),
+    "monitor": Command(monitor, (("LogLevel", text),)),
+    "stop": Command(stop, (("Stop", U64),)),
+    "stats": Command(stats, replies=True),
+}
+"""Every command there is, by its name on the wire."""
+
+
+_PLAIN_FILTERS: Final = frozenset(["*", "user", "query", *(kind.value for kind in MemberEventKind)])
+
+
+def _filter_name(part: str) -> str:
+    kind, colon, name = part.partition(":")
+    if part in _PLAIN_FILTERS:
+        return part
+    if colon and kind in ("user", "query"):
+        return part if name else kind
+    raise CommandError("Invalid event filter")
+
+
+def _by_status(pattern: str) -> Callable[[Member], bool]:
+    matches = _matcher(pattern)
+    return lambda member: matches(member.status.text)
+
+
+def _by_name(pattern: str) -> Callable[[Member], bool]:
+    matches = _matcher(pattern)
+    return lambda member: matches(member.name)
+
+
+def _by_tag(tag: str, pattern: str) -> Callable[[Member], bool]:
+    matches = _matcher(pattern)
+    return lambda member: matches(member.tags.get(tag, ""))
+
+
+def _matcher(pattern: str) -> Callable[[str], bool]:
+    """Whether a text matches `^pattern$`, which is not anchored as a whole: `a|b` is `^a|b$`."""
+    if pattern.replace("-", "").replace("_", "").isalnum():
+        # Just a word, as in nearly every call: spares the daemon the 2.6 MB of RE2.
+        return pattern.__eq__
+    encoded = pattern.encode("utf-8", "surrogateescape")
+    if len(encoded) > PATTERN_SIZE_MAX:
+        raise CommandError(
+            f"a regular expression of {len(encoded)} bytes, at most {PATTERN_SIZE_MAX} are possible"
+        )
+    import re2  # imported by who needs it: 2.6 MB
+
+    options = re2.Options()
+    options.max_mem = PATTERN_MEMORY_MAX
+    options.log_errors = False
+    options.never_capture = True
+    try:
+        # Bytes, because a name from the network may hold some that are no UTF-8.
+        search = re2.compile(b"^" + encoded + b"$", options).search
+    except re2.error as error:
+        reason = error.args[0].decode("utf-8", "replace")
+        raise BadRequest(f"Failed to compile regex: error parsing regexp: {reason}") from None
+    return lambda value: search(value.encode("utf-8", "surrogateescape")) is not None

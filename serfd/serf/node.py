@@ -1,0 +1,664 @@
+"""`Node`: the whole protocol of one node behind a few inputs.
+
+It has no clock, socket or chance of its own: what happened comes in with the time, what it wants
+done goes out as effects (see `serfd.effects`). Serf's layer is here (serf.md); gossip is below.
+"""
+
+import logging
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from random import Random
+from typing import Any, NamedTuple, TypeAlias
+
+from serfd.config import Config
+from serfd.effects import Address, Command, Effect, Emit, Finish, NonceSource, StreamId
+from serfd.errors import CommandError, WireError
+from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
+from serfd.gossip.exchange import JoinRun
+from serfd.gossip.member_table import PROTOCOL, PROTOCOL_MAX, PROTOCOL_MIN, Peer
+from serfd.gossip.memberlist import Memberlist
+from serfd.serf.events import Member, MemberEvent, MemberEventKind, Status, UserEvent, ip_text
+from serfd.serf.lamport import LamportClock, RecentRing
+from serfd.serf.members import Members, Record
+from serfd.timers import Timers
+from serfd.wire.envelope import Envelope
+from serfd.wire.sealing import Keyring
+from serfd.wire.serf_messages import (
+    JoinIntent,
+    LeaveIntent,
+    PushPullState,
+    QueryMessage,
+    UserEventMessage,
+    decode,
+    encode,
+    encode_tags,
+)
+from serfd.wire.swim_messages import Alive
+
+SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX = 2, 5
+"""Serf's protocol versions that are understood (serf.md 4)."""
+TAGS_SIZE_MAX = 512
+"""Bytes of encoded tags that a node may announce (serf.md 3)."""
+REAP_INTERVAL = 15.0
+LEAVE_PROPAGATE_DELAY = 0.5
+"""Seconds that a node which said goodbye still answers, while others pass its goodbye on."""
+QUEUE_MAX = 4096
+"""Messages waiting in each of Serf's queues at most (serf.md 16)."""
+QUERY_NO_BROADCAST = 2
+"""Flag of a query that is not to be passed on."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReapDue:
+    """Time to forget members that are gone for long."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReconnectDue:
+    """Time to try a failed member."""
+
+
+@dataclass(frozen=True, slots=True)
+class FarewellDue:
+    """Everybody had time to hear that this node leaves: now it may go."""
+
+
+@dataclass(frozen=True, slots=True)
+class LeaveDone:
+    """Others had time to pass the goodbye on."""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneDue:
+    """A member that was to be pruned had time to refute."""
+
+    name: str
+    ltime: int
+
+
+Timer: TypeAlias = ReapDue | ReconnectDue | FarewellDue | LeaveDone | PruneDue
+
+
+class Stage(Enum):
+    """This node's own life in the cluster."""
+
+    ALIVE = auto()
+    LEAVING = auto()
+    LEFT = auto()
+
+
+class Goodbye(Enum):
+    """The two messages of a leave, as tickets of their broadcasts."""
+
+    INTENT = auto()
+    """Serf's: says that what follows is meant."""
+    FAREWELL = auto()
+    """Gossip's: the node is gone."""
+
+
+class Joined(NamedTuple):
+    """What came of a join."""
+
+    contacted: int
+    failures: tuple[str, ...]
+    """One text for each address that did not answer."""
+
+
+class JoinAsked(NamedTuple):
+    """The ticket of a join that the owner asked for; reconnects have none."""
+
+    command: Command[Joined]
+    replay: bool
+
+
+class Node:
+    """One Serf node: the whole protocol, with no clock, socket or chance of its own."""
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        name: str,
+        addr: bytes,
+        port: int,
+        keyring: Keyring,
+        now: float,
+        rng: Random,
+        nonce: NonceSource,
+        log_suffix: str = "",
+    ) -> None:
+        """`addr`, `port`: the advertised address, 4 or 16 bytes.
+
+        Raises CommandError if the tags of the config are too long to announce.
+        """
+        self._log = logging.getLogger("serfd.serf" + log_suffix)
+        self._config = config
+        self._name = name
+        self._now = now
+        self._rng = rng
+        self._effects: list[Effect] = []
+        self._tags = dict(config.tags)
+        self._meta = self._encode_tags(self._tags)
+        self._keyring = keyring
+        self._stage = Stage.ALIVE
+        self._leaving: Command[None] | None = None
+        self._clock = LamportClock()
+        self._event_clock = LamportClock()
+        self._query_clock = LamportClock()
+        self._event_min_time = 0
+        self._joins_without_replay = 0
+        self._seen_events: RecentRing[tuple[str, bytes]] = RecentRing()
+        self._seen_queries: RecentRing[int] = RecentRing()
+        self._members = Members(name)
+        self._timers: Timers[Timer] = Timers()
+        self._commands: dict[Hashable, str] = {}
+        """Commands that wait for a broadcast, with the error if it takes too long."""
+        self._conflict_told_at: dict[str, float] = {}
+        envelope = Envelope(keyring=keyring, compress=config.enable_compression)
+        protocol = (PROTOCOL_MIN, PROTOCOL_MAX, PROTOCOL)
+        serf_protocol = (SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX, config.protocol)
+        self._memberlist = Memberlist(
+            config.gossip,
+            name=name,
+            addr=addr,
+            port=port,
+            versions=bytes((*protocol, *serf_protocol)),
+            envelope=envelope,
+            broadcast_timeout=config.broadcast_timeout,
+            delegate=self,
+            effects=self._effects,
+            now=now,
+            rng=rng,
+            nonce=nonce,
+            log=logging.getLogger("serfd.memberlist" + log_suffix),
+        )
+        message_max = self._memberlist.message_max
+        self._intents = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
+        self._queries = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
+        self._events = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
+        # In the order in which they get room in a packet (serf.md 16).
+        self._queues = (self._intents, self._queries, self._events)
+        self._memberlist.start(now)
+        self._timers.set(ReapDue(), now + REAP_INTERVAL)
+        self._timers.set(ReconnectDue(), now + config.reconnect_interval)
+
+    # What happens to it. `now` is monotonic seconds.
+
+    def packet_received(self, now: float, data: bytes, source: Address) -> None:
+        """A datagram came in. Whatever a peer sends, this does not raise."""
+        self._now = now
+        self._memberlist.packet_received(now, data, source)
+
+    def stream_opened(self, now: float, peer: Address) -> StreamId:
+        """A peer connected; the number by which the stream goes from now on."""
+        self._now = now
+        return self._memberlist.stream_opened(now, peer)
+
+    def stream_received(self, now: float, stream: StreamId, data: bytes) -> None:
+        """Bytes came in on a stream."""
+        self._now = now
+        self._memberlist.stream_received(now, stream, data)
+
+    def stream_closed(self, now: float, stream: StreamId, error: str | None) -> None:
+        """A stream ended or could not be opened; `error` says why."""
+        self._now = now
+        self._memberlist.stream_closed(now, stream, error)
+
+    def wake(self, now: float) -> None:
+        """Time passed."""
+        self._now = now
+        self._memberlist.wake(now)
+        while (timer := self._timers.pop_due(now)) is not None:
+            match timer:
+                case ReapDue():
+                    self._reap()
+                case ReconnectDue():
+                    self._reconnect()
+                case FarewellDue():
+                    self._say_farewell()
+                case LeaveDone():
+                    self._left()
+                case PruneDue(name, ltime):
+                    self._prune_later(name, ltime)
+
+    # What its owner may ask. A command returns a ticket; `Finish` brings the result.
+
+    def join(
+        self, now: float, addresses: Sequence[Address], *, replay: bool = False
+    ) -> Command[Joined]:
+        """Exchange state with each address. With `replay`, recent user events are delivered."""
+        self._now = now
+        command: Command[Joined] = Command(f"join {', '.join(map(str, addresses))}")
+        if self._stage is not Stage.ALIVE:
+            self._finish(command, CommandError("Serf can't Join after Leave or Shutdown"))
+            return command
+        self._joins_without_replay += not replay
+        self._memberlist.join(now, addresses, ticket=JoinAsked(command, replay))
+        return command
+
+    def leave(self, now: float) -> Command[None]:
+        """Leave the cluster: tell everybody, and give them time to pass it on (serf.md 6.3)."""
+        self._now = now
+        command: Command[None] = Command("leave")
+        if self._stage is Stage.LEFT:
+            self._finish(command, None)
+        elif self._stage is Stage.LEAVING:
+            self._finish(command, CommandError("Leave already in progress"))
+        else:
+            self._stage = Stage.LEAVING
+            self._leaving = command
+            self._memberlist.hurry()
+            self._send_leave_intent(self._name, prune=False, ticket=Goodbye.INTENT)
+        return command
+
+    def force_leave(self, now: float, name: str, *, prune: bool = False) -> Command[None]:
+        """Declare a member as left, so that nobody waits for it; with `prune` forget it."""
+        self._now = now
+        command: Command[None] = Command(f"force-leave {name}")
+        self._commands[command] = "timed out broadcasting node removal"
+        self._send_leave_intent(name, prune=prune, ticket=command)
+        return command
+
+    def update_tags(
+        self, now: float, tags: Mapping[str, str], *, delete: Sequence[str] = ()
+    ) -> Command[None]:
+        """Delete tags, then set others, and tell everybody."""
+        self._now = now
+        command: Command[None] = Command("tags")
+        changed = {k: v for k, v in self._tags.items() if k not in delete} | dict(tags)
+        try:
+            meta = self._encode_tags(changed)
+        except CommandError as error:
+            self._finish(command, error)
+            return command
+        self._tags, self._meta = changed, meta
+        self._commands[command] = "timeout waiting for update broadcast"
+        self._memberlist.update_meta(now, command)
+        return command
+
+    # What it wants.
+
+    def take_effects(self) -> list[Effect]:
+        """What is to be done now, in order."""
+        effects = self._effects[:]
+        self._effects.clear()
+        return effects
+
+    def next_wakeup(self) -> float | None:
+        """When `wake` is next wanted; monotonic seconds."""
+        gossip, own = self._memberlist.next_wakeup(), self._timers.next_deadline()
+        if gossip is None or own is None:
+            return own if gossip is None else gossip
+        return min(gossip, own)
+
+    # What it knows.
+
+    @property
+    def name(self) -> str:
+        """This node's name."""
+        return self._name
+
+    @property
+    def tags(self) -> Mapping[str, str]:
+        """This node's tags."""
+        return self._tags
+
+    @property
+    def stage(self) -> Stage:
+        """Whether this node is in the cluster, leaving it, or has left."""
+        return self._stage
+
+    def members(self) -> list[Member]:
+        """Everybody known, this node included."""
+        return [record.snapshot() for record in self._members]
+
+    def member(self, name: str) -> Member | None:
+        """The member of that name."""
+        record = self._members.get(name)
+        return record.snapshot() if record is not None else None
+
+    @property
+    def member_count(self) -> int:
+        """How many members are known, in any status."""
+        return len(self._members)
+
+    @property
+    def memberlist(self) -> Memberlist:
+        """The gossip below; for the simulator's checks."""
+        return self._memberlist
+
+    def stats(self) -> dict[str, str]:
+        """Figures as Serf names them (serf.md 17), and a few of our own."""
+        return {
+            "members": str(len(self._members)),
+            "failed": str(len(self._members.failed)),
+            "left": str(len(self._members.left)),
+            "health_score": str(self._memberlist.awareness.score),
+            "member_time": str(self._clock.time),
+            "event_time": str(self._event_clock.time),
+            "query_time": str(self._query_clock.time),
+            "intent_queue": str(len(self._intents)),
+            "event_queue": str(len(self._events)),
+            "query_queue": str(len(self._queries)),
+            "gossip_queue": str(len(self._memberlist.queue)),
+            "dropped_input": str(self._memberlist.dropped),
+            "encrypted": "true" if self._keyring.keys else "false",
+        }
+
+    # What gossip asks and tells (`serfd.gossip.memberlist.Delegate`).
+
+    def node_meta(self) -> bytes:
+        """This node's tags, encoded."""
+        return self._meta
+
+    def has_broadcasts(self) -> bool:
+        """Whether a queue holds a message."""
+        return bool(len(self._intents) or len(self._queries) or len(self._events))
+
+    def has_fresh_broadcasts(self) -> bool:
+        """Whether a queue holds a message that was never sent."""
+        return any(queue.has_fresh for queue in self._queues)
+
+    def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
+        """Messages for one packet, intents first."""
+        taken: list[bytes] = []
+        members = len(self._members)
+        transmits_max = retransmit_limit(self._config.gossip.retransmit_mult, members)
+        for queue in self._queues:
+            if len(queue):
+                some = queue.take(
+                    limit,
+                    overhead=overhead,
+                    transmits_max=transmits_max,
+                    count=count - len(taken),
+                )
+                limit -= sum(map(len, some)) + overhead * len(some)
+                taken += some
+        self._settle()
+        return taken
+
+    def message_received(self, payload: bytes, source: Address) -> None:
+        """A Serf message arrived."""
+        try:
+            message = decode(payload)
+        except WireError as error:
+            self._log.warning("Dropped a message from %s: %s", source, error)
+            return
+        match message:
+            case LeaveIntent():
+                if self._leave_intent(message):
+                    self._queue(self._intents, payload)
+            case JoinIntent():
+                if self._join_intent(message):
+                    self._queue(self._intents, payload)
+            case UserEventMessage():
+                if self._user_event(message):
+                    self._queue(self._events, payload)
+            case QueryMessage(ltime=ltime, id=query, flags=flags):
+                self._query_clock.witness(ltime)
+                is_new = self._seen_queries.is_new(ltime, query, self._query_clock.time)
+                if is_new and not flags & QUERY_NO_BROADCAST:
+                    self._queue(self._queries, payload)
+            case _:
+                self._log.debug("%s from %s is not for us", type(message).__name__, source)
+
+    def local_state(self) -> bytes:
+        """What a push/pull tells of Serf's layer (serf.md 7)."""
+        return encode(
+            PushPullState(
+                self._clock.time,
+                {record.peer.name: record.status_ltime for record in self._members},
+                list(self._members.left),
+                self._event_clock.time,
+                list(self._seen_events),
+                self._query_clock.time,
+            )
+        )
+
+    def merge_remote_state(self, state: bytes, source: Address, *, join: bool) -> None:
+        """Take in a peer's push/pull (serf.md 7)."""
+        try:
+            remote = decode(state)
+        except WireError as error:
+            self._log.error("Failed to decode remote state of %s: %s", source, error)
+            return
+        if not isinstance(remote, PushPullState):
+            self._log.error("Remote state of %s is a %s", source, type(remote).__name__)
+            return
+        for clock, time in (
+            (self._clock, remote.ltime),
+            (self._event_clock, remote.event_ltime),
+            (self._query_clock, remote.query_ltime),
+        ):
+            if time > 0:
+                clock.witness(time - 1)
+        gone = set(remote.left_members)
+        for name in remote.left_members:
+            ltime = remote.status_ltimes.get(name, 0) + 1
+            self._leave_intent(LeaveIntent(ltime, name, prune=False))
+        for name, ltime in remote.status_ltimes.items():
+            if name not in gone:
+                self._join_intent(JoinIntent(ltime, name))
+        if join and self._joins_without_replay:
+            self._event_min_time = max(self._event_min_time, remote.event_ltime)
+        for ltime, events in remote.events:
+            for name, payload in events:
+                self._user_event(UserEventMessage(ltime, name, payload, coalesce=False))
+
+    def member_joined(self, peer: Peer) -> None:
+        """Gossip found a member alive."""
+        record = self._members.joined(peer)
+        self._log.info("EventMemberJoin: %s %s", peer.name, ip_text(record.peer.addr))
+        self._emit_member(MemberEventKind.JOIN, record)
+
+    def member_updated(self, peer: Peer) -> None:
+        """A member's tags changed."""
+        record = self._members.get(peer.name)
+        if record is not None:
+            self._log.info("EventMemberUpdate: %s", peer.name)
+            self._emit_member(MemberEventKind.UPDATE, record)
+
+    def member_left(self, peer: Peer) -> None:
+        """Gossip lost a member."""
+        change = self._members.gone(peer, self._now)
+        if change is not None:
+            record, kind = change
+            what = "EventMemberLeave" if kind is MemberEventKind.LEAVE else "EventMemberFailed"
+            self._log.info("%s: %s %s", what, peer.name, ip_text(record.peer.addr))
+            self._emit_member(kind, record)
+
+    def name_conflict(self, held: Peer, rumour: Alive) -> None:
+        """Two addresses claim one name."""
+        told = self._conflict_told_at
+        if self._now - told.get(held.name, float("-inf")) < REAP_INTERVAL:
+            return
+        if len(told) >= QUEUE_MAX:
+            told.clear()
+        told[held.name] = self._now
+        claimant = Member(rumour.node, rumour.addr, rumour.port, {}, Status.NONE, rumour.vsn)
+        if held.name == self._name:
+            self._log.error(
+                "Node name conflicts with another node at %s. Names must be unique!",
+                claimant.address,
+            )
+        else:
+            self._log.warning(
+                "Name conflict for %r: both %s and %s are claiming it",
+                held.name,
+                held.address,
+                claimant.address,
+            )
+
+    def join_over(self, join: JoinRun) -> None:
+        """All addresses of a join were tried."""
+        asked = join.ticket
+        if isinstance(asked, JoinAsked):
+            self._joins_without_replay -= not asked.replay
+            if join.contacted and self._stage is Stage.ALIVE:
+                self._send_join_intent()
+            self._finish(asked.command, Joined(join.contacted, join.failures))
+
+    def broadcast_over(self, ticket: Hashable, *, in_time: bool) -> None:
+        """A broadcast was sent often enough, or took too long."""
+        match ticket:
+            case Goodbye.INTENT:
+                if not in_time and self._memberlist.table.anyone_else:
+                    self._log.warning("timeout while waiting for graceful leave")
+                if FarewellDue() not in self._timers:
+                    self._say_farewell()
+            case Goodbye.FAREWELL:
+                delay = LEAVE_PROPAGATE_DELAY if self._memberlist.table.anyone_else else 0.0
+                self._timers.set(LeaveDone(), self._now + delay)
+            case _:
+                assert isinstance(ticket, Command)
+                error = self._commands.pop(ticket)
+                # With nobody there to tell, the wait is over at once and nothing was missed.
+                lost = not in_time and self._memberlist.table.anyone_else
+                self._finish(ticket, CommandError(error) if lost else None)
+
+    # Steps.
+
+    def _leave_intent(self, intent: LeaveIntent) -> bool:
+        """Whether it is news."""
+        self._clock.witness(intent.ltime)
+        decision = self._members.leave_intent(
+            intent.node, intent.ltime, self._now, own_leave=self._stage is not Stage.ALIVE
+        )
+        if decision.refute:
+            self._log.debug("Refuting an older leave intent")
+            self._send_join_intent()
+        record = self._members.get(intent.node)
+        if record is not None:
+            if decision.event is not None:
+                ip = ip_text(record.peer.addr)
+                self._log.info("EventMemberLeave (forced): %s %s", intent.node, ip)
+                self._emit_member(decision.event, record)
+            if decision.spread and intent.prune:
+                self._prune(record, intent.ltime)
+        return decision.spread
+
+    def _join_intent(self, intent: JoinIntent) -> bool:
+        """Whether it is news."""
+        self._clock.witness(intent.ltime)
+        return self._members.join_intent(intent.node, intent.ltime, self._now).spread
+
+    def _user_event(self, event: UserEventMessage) -> bool:
+        """Whether it is news."""
+        self._event_clock.witness(event.ltime)
+        if event.ltime < self._event_min_time:
+            return False
+        item = (event.name, event.payload)
+        if not self._seen_events.is_new(event.ltime, item, self._event_clock.time):
+            return False
+        heard = UserEvent(event.ltime, event.name, event.payload, event.coalesce)
+        self._effects.append(Emit(heard))
+        return True
+
+    def _send_join_intent(self) -> None:
+        intent = JoinIntent(self._clock.time, self._name)
+        self._join_intent(intent)
+        self._queue(self._intents, encode(intent))
+
+    def _send_leave_intent(self, name: str, *, prune: bool, ticket: Hashable) -> None:
+        intent = LeaveIntent(self._clock.time, name, prune=prune)
+        self._clock.increment()
+        others = self._memberlist.table.anyone_else
+        self._leave_intent(intent)
+        if ticket is Goodbye.INTENT and others:
+            # A real agent passes news on at its next gossip round only. Who hears the farewell
+            # before the intent takes this node for failed; the larger the cluster, the more
+            # rounds it takes.
+            rounds = max(1.0, math.log10(len(self._members)))
+            self._timers.set(
+                FarewellDue(), self._now + rounds * self._config.gossip.gossip_interval
+            )
+        self._memberlist.await_broadcast(ticket)
+        if others:
+            self._queue(self._intents, encode(intent), ticket)
+
+    def _say_farewell(self) -> None:
+        if self._stage is Stage.LEAVING and not self._memberlist.table.leaving:
+            self._memberlist.leave(self._now, Goodbye.FAREWELL)
+
+    def _left(self) -> None:
+        self._stage = Stage.LEFT
+        assert self._leaving is not None
+        self._finish(self._leaving, None)
+
+    def _prune(self, record: Record, ltime: int) -> None:
+        """Forget a member for good; one that still seems alive may refute first (serf.md 6.4)."""
+        if record.status is Status.LEAVING:
+            wait = self._config.broadcast_timeout + LEAVE_PROPAGATE_DELAY
+            self._timers.set(PruneDue(record.peer.name, ltime), self._now + wait)
+        else:
+            self._erase(record, "EventMemberReap (forced)")
+
+    def _prune_later(self, name: str, ltime: int) -> None:
+        record = self._members.get(name)
+        if record is not None and record.status_ltime == ltime:
+            self._erase(record, "EventMemberReap (forced)")
+
+    def _reap(self) -> None:
+        self._timers.set(ReapDue(), self._now + REAP_INTERVAL)
+        for record in self._members.reap(
+            self._now,
+            failed_after=self._config.reconnect_timeout,
+            left_after=self._config.tombstone_timeout,
+        ):
+            self._tell_reaped(record, "EventMemberReap")
+
+    def _erase(self, record: Record, what: str) -> None:
+        self._members.erase(record)
+        self._tell_reaped(record, what)
+
+    def _tell_reaped(self, record: Record, what: str) -> None:
+        self._log.info("%s: %s", what, record.peer.name)
+        self._emit_member(MemberEventKind.REAP, record)
+
+    def _reconnect(self) -> None:
+        """Try one failed member, the more often the more have failed (serf.md 6.5)."""
+        self._timers.set(ReconnectDue(), self._now + self._config.reconnect_interval)
+        failed = self._members.failed
+        if not failed or self._stage is not Stage.ALIVE:
+            return
+        others = len(self._members) - len(failed) - len(self._members.left)
+        if self._rng.random() > len(failed) / max(1, others):
+            self._log.debug("forgoing reconnect for random throttling")
+            return
+        record = self._rng.choice(list(failed.values()))
+        self._log.info("attempting reconnect to %s %s", record.peer.name, record.peer.address)
+        self._memberlist.join(self._now, (record.peer.address,), ticket=None)
+
+    def _queue(self, queue: BroadcastQueue, message: bytes, ticket: Hashable | None = None) -> None:
+        queue.add(message, ticket=ticket)
+        self._settle()
+        self._memberlist.news()
+
+    def _settle(self) -> None:
+        for queue in self._queues:
+            if queue.finished:
+                finished, queue.finished = queue.finished, []
+                for ticket in finished:
+                    self._memberlist.broadcast_finished(ticket)
+
+    def _emit_member(self, kind: MemberEventKind, record: Record) -> None:
+        """Tell of a member; what happens to many in one moment is told as one event."""
+        members: tuple[Member, ...] = (record.snapshot(),)
+        last = self._effects[-1] if self._effects else None
+        if isinstance(last, Emit):
+            event = last.event
+            if isinstance(event, MemberEvent) and event.kind is kind:
+                members = (*event.members, *members)
+                self._effects.pop()
+        self._effects.append(Emit(MemberEvent(kind, members)))
+
+    def _encode_tags(self, tags: Mapping[str, str]) -> bytes:
+        meta = encode_tags(tags, protocol=self._config.protocol)
+        if len(meta) > TAGS_SIZE_MAX:
+            raise CommandError(f"Encoded length of tags exceeds limit of {TAGS_SIZE_MAX} bytes")
+        return meta
+
+    def _finish(self, command: Command[Any], result: Any) -> None:
+        self._effects.append(Finish(command, result))

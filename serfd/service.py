@@ -1,0 +1,378 @@
+"""The running process: one agent with its sockets, plugins and signals."""
+
+import base64
+import json
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from twisted.internet.defer import Deferred, DeferredLock, TimeoutError, maybeDeferred
+from twisted.internet.task import LoopingCall, deferLater
+
+from serfd import __version__, logs, systemd
+from serfd.agent import Agent
+from serfd.config import GOSSIP_PORT, RPC_PORT, Config, decode_key, split_address
+from serfd.errors import CommandError, ConfigError, SerfdError
+from serfd.hooks.host import PluginHost
+from serfd.hooks.loader import LoadedPlugin
+from serfd.hooks.loader import load as load_plugins
+from serfd.net.interfaces import addresses_of, interface_address, private_address
+from serfd.net.reactor import install
+from serfd.net.sockets import bind_gossip, bind_rpc, resolve_host
+from serfd.net.transport import PACKET_MAX, AcceptFactory, PacketProtocol
+from serfd.rpc.server import RpcFactory
+from serfd.serf.events import ip_text
+from serfd.serf.node import Node
+from serfd.wire.sealing import Keyring
+
+EXIT_DONE = 0
+EXIT_NOT_LEFT = 1
+"""Stopped by a signal, without leaving the cluster."""
+EXIT_CANNOT = 2
+"""It could not start, or could not go on."""
+
+SHORTEST_WAIT = 1.0
+"""Seconds; a shorter retry_interval or broadcast_timeout is raised to it, as Serf does."""
+STATUS_INTERVAL = 5.0
+"""Seconds between two looks at what systemd is told."""
+FLUSH_TIME_MAX = 1.0
+"""Seconds that RPC clients have to read their last replies when the daemon stops."""
+
+_RELOADABLE = frozenset(
+    {"log_level", "tags", "leave_on_terminate", "skip_leave_on_interrupt", "plugins",
+     "plugin_dirs", "event_handlers"}
+)  # fmt: skip
+
+_log = logging.getLogger("serfd.agent")
+
+
+class Service:
+    """The process: one agent with its sockets, plugins and signals."""
+
+    def __init__(self, config: Config, read_again: Callable[[], Config]) -> None:
+        """`read_again`: gives the configuration of a reload; raises ConfigError."""
+        self._config = config
+        self._read_config = read_again
+        self._status = EXIT_DONE
+        self._is_leaving = False
+        self._is_stopping = False
+        self._reactor = install()
+        self._agent: Agent
+        self._host: PluginHost
+        self._plugins: list[LoadedPlugin]
+        self._rpc: RpcFactory
+        self._rpc_port: Any
+        self._told = ""
+        self._work = DeferredLock()
+        """Held by the start and by each reload."""
+        # What runs in the background; kept, so that each is seen to have its failures handled.
+        self._starting: Deferred[None]
+        self._changing: Deferred[None]
+        self._ending: Deferred[None]
+        self._loops: list[Deferred[Any]] = []
+
+    def run(self) -> int:
+        """Start, and serve until stopped. Returns the exit status; raises SerfdError."""
+        self._build(logs.set_up(self._config.log_level, sys.stderr))
+        # After Twisted's own handlers, so that these win.
+        self._reactor.callWhenRunning(self._handle_signals)
+        self._reactor.callWhenRunning(self._begin)
+        self._reactor.run()
+        return self._status
+
+    def check(self) -> str:
+        """Go through the start without binding or telling anybody. Raises SerfdError."""
+        logs.set_up("ERR", sys.stderr)
+        host, port = _gossip_address(self._config)
+        node = self._node(_advertised(self._config, host, port))
+        agent = Agent(self._config, node, self._reactor, port=port, shut_down=lambda: None)
+        names = ", ".join(plugin.name for plugin in load_plugins(self._config, agent))
+        return f"The configuration is good. Plugins: {names or 'none'}."
+
+    # Start.
+
+    def _build(self, ring: logs.LogRing) -> None:
+        config = self._config
+        host, port = _gossip_address(config)
+        tcp, udp = bind_gossip(host, port)
+        port = tcp.getsockname()[1]
+        rpc_host, rpc_port = split_address(config.rpc_addr, default_port=RPC_PORT, key="rpc_addr")
+        rpc = bind_rpc(resolve_host("rpc_addr", rpc_host), rpc_port)
+        advertised = _advertised(config, host, port)
+        node = self._node(advertised)
+        self._agent = agent = Agent(
+            config, node, self._reactor, port=port, shut_down=lambda: self._stop(EXIT_DONE)
+        )
+        self._host = PluginHost(agent, self._reactor, hook_timeout=config.hook_timeout)
+        self._plugins = load_plugins(config, agent)
+
+        reactor = self._reactor
+        packets = PacketProtocol(agent.driver)
+        reactor.adoptStreamPort(tcp.fileno(), tcp.family, AcceptFactory(agent.driver))
+        port_udp = reactor.adoptDatagramPort(
+            udp.fileno(), udp.family, packets, maxPacketSize=PACKET_MAX
+        )
+        self._rpc = RpcFactory(agent, ring, auth=config.rpc_auth, clock=reactor)
+        self._rpc_port = reactor.adoptStreamPort(rpc.fileno(), rpc.family, self._rpc)
+        self._banner(host, port, advertised, rpc.getsockname())
+        for adopted in (tcp, udp, rpc):
+            adopted.close()  # Twisted has its own copies
+        # Before the node speaks: no event is to be missed, its own join included.
+        self._host.attach(self._plugins)
+        agent.driver.start(port_udp, is_ipv6=udp.family == socket.AF_INET6)
+
+    def _node(self, advertised: tuple[bytes, int]) -> Node:
+        seed = int.from_bytes(os.urandom(8), "big")
+        _log.debug("seed of the protocol's choices: %d", seed)
+        return Node(
+            self._config,
+            name=self._config.node_name or socket.gethostname(),
+            addr=advertised[0],
+            port=advertised[1],
+            keyring=_keyring(self._config),
+            now=self._reactor.seconds(),
+            rng=Random(seed),
+            nonce=lambda: os.urandom(12),
+        )
+
+    def _banner(
+        self, host: str, port: int, advertised: tuple[bytes, int], rpc: tuple[Any, ...]
+    ) -> None:
+        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        config = self._config
+        lines = [
+            f"serfd {__version__} running!",
+            f"     Node name: {self._agent.name!r}",
+            f"     Bind addr: {shown!r}",
+            f"    Advertised: {ip_text(advertised[0])!r} port {advertised[1]}",
+            f"      RPC addr: '{rpc[0]}:{rpc[1]}'",
+            f"     Encrypted: {str(bool(config.encrypt_key or config.keyring_file)).lower()}",
+            f"       Profile: {config.profile}",
+            f"   Compression: {str(config.enable_compression).lower()}",
+            f"       Plugins: {', '.join(plugin.name for plugin in self._plugins) or 'none'}",
+        ]
+        print("\n".join(lines), flush=True)
+
+    def _begin(self) -> None:
+        self._starting = Deferred.fromCoroutine(self._start()).addErrback(self._cannot_go_on)
+
+    async def _start(self) -> None:
+        _log.info("Serf agent starting")
+        await self._work.run(lambda: Deferred.fromCoroutine(self._get_ready()))
+        if self._config.retry_join:
+            await self._retry_join()
+
+    async def _get_ready(self) -> None:
+        config = self._config
+        if config.start_join:
+            await self._agent.join(config.start_join, replay=config.replay_on_join)
+        await self._host.start()
+        self._watch()
+        systemd.notify("READY=1", self._summary())
+
+    async def _retry_join(self) -> None:
+        config = self._config
+        wait = max(config.retry_interval, SHORTEST_WAIT)
+        attempts = 0
+        while not self._is_stopping:
+            try:
+                await self._agent.join(config.retry_join, replay=config.replay_on_join)
+                return
+            except CommandError as error:
+                attempts += 1
+                if config.retry_max_attempts and attempts > config.retry_max_attempts:
+                    raise ConfigError(
+                        f"no address of retry_join answered in {attempts} tries: {error}"
+                    ) from None
+                _log.warning("Join failed, retrying in %g s", wait)
+            await deferLater(self._reactor, wait)
+
+    def _cannot_go_on(self, failure: Any) -> None:
+        if self._is_stopping:
+            return
+        if failure.check(SerfdError):
+            text = str(failure.value).strip()
+            print(f"serfd: {text}", file=sys.stderr)
+        else:
+            _log.error("Start failed: %s", failure.getTraceback())
+        self._stop(EXIT_CANNOT)
+
+    # systemd.
+
+    def _watch(self) -> None:
+        def beat() -> None:
+            systemd.notify("WATCHDOG=1")
+
+        def tell() -> None:
+            summary = self._summary()
+            if summary != self._told:
+                self._told = summary
+                systemd.notify(summary)
+
+        for call, interval in ((beat, systemd.watchdog_interval()), (tell, STATUS_INTERVAL)):
+            if interval is not None and systemd.is_listening():
+                loop = LoopingCall(call)
+                loop.clock = self._reactor
+                self._loops.append(loop.start(interval).addErrback(self._cannot_go_on))
+
+    def _summary(self) -> str:
+        counts = self._agent.stats()["serf"]
+        return (
+            f"STATUS={self._agent.name}: {counts['members']} members, {counts['failed']} failed, "
+            f"{counts['left']} left"
+        )
+
+    # Signals and end.
+
+    def _handle_signals(self) -> None:
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, self._signalled)
+
+    def _signalled(self, number: int, frame: object) -> None:
+        self._reactor.callFromThread(self._on_signal, signal.Signals(number))
+
+    def _on_signal(self, number: signal.Signals) -> None:
+        if self._is_leaving or self._is_stopping:
+            # Whoever asks twice does not want to wait.
+            self._status = EXIT_NOT_LEFT
+            self._stop_now()
+            return
+        _log.info("Caught signal: %s", number.name)
+        config = self._config
+        if number is signal.SIGHUP:
+            self._reload()
+        elif (number is signal.SIGINT and not config.skip_leave_on_interrupt) or (
+            number is signal.SIGTERM and config.leave_on_terminate
+        ):
+            self._leave()
+        else:
+            self._stop(EXIT_NOT_LEFT)
+
+    def _leave(self) -> None:
+        self._is_leaving = True
+        _log.info("Gracefully shutting down agent...")
+        systemd.notify("STOPPING=1", "STATUS=leaving the cluster")
+
+        def left(_: None) -> None:
+            self._stop(EXIT_DONE)
+
+        def failed(failure: Any) -> None:
+            _log.error("Leaving failed: %s", failure.getErrorMessage())
+            self._stop(EXIT_NOT_LEFT)
+
+        self._ending = self._agent.leave().addCallbacks(left, failed)
+
+    def _stop(self, status: int) -> None:
+        if not self._is_stopping:
+            self._is_stopping = True
+            self._status = status
+            systemd.notify("STOPPING=1")
+            _log.info("requesting serf shutdown")
+            self._ending = Deferred.fromCoroutine(self._end()).addErrback(self._cannot_end)
+
+    async def _end(self) -> None:
+        await self._host.stop()
+        await maybeDeferred(self._rpc_port.stopListening)
+        try:
+            # The reply to an RPC leave is still on its way.
+            await self._rpc.all_gone().addTimeout(FLUSH_TIME_MAX, self._reactor)
+        except TimeoutError:
+            _log.debug("RPC clients that do not read are cut off")
+        self._stop_now()
+
+    def _cannot_end(self, failure: Any) -> None:
+        _log.error("Stopping in order failed: %s", failure.getTraceback())
+        self._stop_now()
+
+    def _stop_now(self) -> None:
+        self._agent.driver.stop()
+        _log.info("shutdown complete")
+        if self._reactor.running:
+            self._reactor.stop()
+
+    # Reload.
+
+    def _reload(self) -> None:
+        # One after the other, and not before the start is done.
+        self._changing = self._work.run(
+            lambda: Deferred.fromCoroutine(self._read_again())
+        ).addErrback(lambda failure: _log.error("Reload failed: %s", failure.getTraceback()))
+
+    async def _read_again(self) -> None:
+        """Read the files again. All that is new takes effect, or nothing does."""
+        systemd.reloading()
+        _log.info("Reloading configuration...")
+        try:
+            config = self._read_config()
+            plugins = load_plugins(config, self._agent, held=self._host.kept())
+        except SerfdError as error:
+            _log.error("Failed to reload configs, nothing is changed: %s", error)
+            systemd.notify("READY=1")
+            return
+        old, self._config = self._config, config
+        logs.set_level(config.log_level)
+        for key in config.__struct_fields__:
+            if key not in _RELOADABLE and getattr(config, key) != getattr(old, key):
+                _log.warning("%s has changed: needs a restart", key)
+        await self._host.reload(plugins)
+        # Only what changed in the files, so that what was set by RPC stays.
+        changed = {k: v for k, v in config.tags.items() if old.tags.get(k) != v}
+        removed = [k for k in old.tags if k not in config.tags]
+        if changed or removed:
+            try:
+                await self._agent.update_tags(changed, delete=removed)
+            except CommandError as error:
+                _log.error("Failed to update tags: %s", error)
+        systemd.notify("READY=1")
+        _log.info("Reload complete")
+
+
+def _gossip_address(config: Config) -> tuple[str, int]:
+    """Where to listen: an IP address and a port."""
+    host, port = split_address(config.bind, default_port=GOSSIP_PORT, key="bind")
+    host = resolve_host("bind", host or "0.0.0.0")
+    if config.interface:
+        address = interface_address(config.interface)
+        if host == "0.0.0.0":
+            host = address
+        elif host not in map(str, addresses_of(config.interface)):
+            raise ConfigError(f"interface {config.interface!r} has no address {host!r} (bind)")
+    return host, port
+
+
+def _advertised(config: Config, host: str, port: int) -> tuple[bytes, int]:
+    """What others are told: address bytes as real agents give them (gossip.md 13.1), and port."""
+    if config.advertise:
+        to, to_port = split_address(config.advertise, default_port=GOSSIP_PORT, key="advertise")
+        return _packed(resolve_host("advertise", to)), to_port
+    if host == "0.0.0.0":
+        return b"\0" * 10 + b"\xff\xff" + _packed(private_address()), port
+    return _packed(private_address() if host == "::" else host), port
+
+
+def _packed(ip: str) -> bytes:
+    return socket.inet_pton(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip)
+
+
+def _keyring(config: Config) -> Keyring:
+    """The keys of the configuration. Raises ConfigError, which does not repeat them."""
+    if config.encrypt_key:
+        return Keyring([base64.b64decode(config.encrypt_key)])
+    if not config.keyring_file:
+        return Keyring([])
+    path = Path(config.keyring_file)
+    try:
+        texts = json.loads(path.read_text(encoding="ascii"))
+        if not isinstance(texts, list) or not texts:
+            raise ValueError("expected a JSON list of base64 keys, at least one")
+        return Keyring([decode_key(str(text), what="one of its keys") for text in texts])
+    except OSError as error:
+        raise ConfigError(f"keyring_file {path}: {error.strerror}") from None
+    except ValueError as error:
+        raise ConfigError(f"keyring_file {path}: {error}") from None

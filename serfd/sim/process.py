@@ -1,0 +1,116 @@
+"""One run of one node, from its start to its end, and what was seen of it."""
+
+from collections import deque
+from collections.abc import Callable
+from enum import Enum
+from typing import Any, NamedTuple
+
+from serfd.effects import Address, Command, StreamId
+from serfd.serf.events import Event
+from serfd.serf.node import Node
+
+EVENTS_MAX = 10_000
+"""Events kept per process; older ones are forgotten."""
+
+
+class End(Enum):
+    """How a process ended."""
+
+    CRASHED = "crashed"
+    LEFT = "left"
+
+
+class Happening(NamedTuple):
+    """Something worth telling of a run."""
+
+    time: float
+    who: str
+    """The process that saw it, or that it befell."""
+    what: str
+    """`suspects`, `clears`, `refutes`, the name of a member event, or a fault in words."""
+    about: str
+    """The member's name, or more words."""
+
+
+class Asked:
+    """A command somebody gave to a process, and what came of it."""
+
+    __slots__ = ("at", "command", "finished_at", "process", "result")
+
+    def __init__(self, process: "Process", command: Command[Any], now: float) -> None:
+        self.process = process
+        self.command = command
+        self.at = now
+        self.finished_at: float | None = None
+        self.result: Any = None
+
+    @property
+    def took(self) -> float:
+        """Seconds from the question to the result; only once it is finished."""
+        assert self.finished_at is not None, f"{self.command} of {self.process.key} is unfinished"
+        return self.finished_at - self.at
+
+
+class Socket:
+    """One side of a connection."""
+
+    __slots__ = ("arrives", "held_until", "is_connected", "is_open", "peer", "process", "stream",
+                 "unsent")  # fmt: skip
+
+    def __init__(self, process: "Process", stream: StreamId | None) -> None:
+        self.process = process
+        self.stream = stream
+        """None on the accepting side until the process has accepted it."""
+        self.peer: Socket | None = None
+        self.is_open = True
+        self.is_connected = False
+        self.unsent: list[bytes] = []
+        """What was written before the connection was there."""
+        self.arrives = 0.0
+        """When the last thing sent arrives: what is sent later does not overtake it."""
+        self.held_until = 0.0
+        """What was sent cannot get through before then: it is sent again."""
+
+
+class Process:
+    """One run of one node. A restart is another process under the same key."""
+
+    __slots__ = ("addr", "address", "end", "ended_at", "events", "group", "held", "key", "node",
+                 "number", "score_max", "sockets", "started_at", "suspects", "wake_at",
+                 "incarnation")  # fmt: skip
+
+    def __init__(
+        self, key: str, node: Node, address: Address, addr: bytes, *, number: int, now: float
+    ) -> None:
+        """`key` names its place in the cluster; only twins have another `node.name`."""
+        self.key = key
+        self.node = node
+        self.address = address
+        self.addr = addr
+        self.number = number
+        """Counts all processes of the run."""
+        self.group = number
+        """Processes that have met, directly or through others, have the same."""
+        self.started_at = now
+        self.end: End | None = None
+        self.ended_at = 0.0
+        self.held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        """While it is paused: what waits for it."""
+        self.sockets: dict[StreamId, Socket] = {}
+        self.events: deque[tuple[float, Event]] = deque(maxlen=EVENTS_MAX)
+        self.wake_at: float | None = None
+        self.suspects: tuple[str, ...] = ()
+        """Whom it suspected after its last input."""
+        self.score_max = 0
+        """The worst health score it ever had."""
+        self.incarnation = node.memberlist.local.incarnation
+
+    @property
+    def name(self) -> str:
+        """The node's name."""
+        return self.node.name
+
+    @property
+    def is_running(self) -> bool:
+        """Whether it has not ended; a paused process is running."""
+        return self.end is None

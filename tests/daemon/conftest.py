@@ -1,0 +1,5 @@
+"""Every test of the real program starts its agents with this fixture."""
+
+from processes import agents
+
+__all__ = ["agents"]

@@ -1,0 +1,486 @@
+import logging
+import re
+
+import pytest
+from twisted.internet.defer import Deferred
+
+from serfd.hooks.host import MAILBOX_SIZE
+from serfd.serf.events import MemberEventKind
+
+RECORDER = """
+@hookimpl
+def start(self): self.agent.seen.append("{name} start")
+@hookimpl
+def stop(self): self.agent.seen.append("{name} stop")
+@hookimpl
+def member_join(self, members):
+    self.agent.seen += [f"{name} {{m.name}}" for m in members]
+"""
+
+
+def write_recorders(plugins, *names):
+    for name in names:
+        plugins.write(name, RECORDER.format(name=name))
+
+
+def start(host, plugins, *names, **tables):
+    loaded = plugins.load(*names, **tables)
+    host.attach(loaded)
+    done = outcome(host.start())
+    return loaded, done
+
+
+def outcome(deferred: "Deferred[None]") -> list[object]:
+    """What the Deferred has fired with, as a list that fills."""
+    fired: list[object] = []
+    deferred.addBoth(fired.append)
+    return fired
+
+
+def turns(clock, count=20):
+    clock.pump([0.0] * count)
+
+
+def test_plugins_start_in_the_order_of_the_config_and_stop_in_reverse(agent, host, plugins):
+    write_recorders(plugins, "b", "a", "c")
+    _, started = start(host, plugins, "b", "a", "c")
+    assert started == [None]
+    assert agent.seen == ["b start", "a start", "c start"]
+    agent.seen.clear()
+    assert outcome(host.stop()) == [None]
+    assert agent.seen == ["c stop", "a stop", "b stop"]
+    assert not agent.is_listened_to
+
+
+def test_tryfirst_and_trylast_move_a_plugin_in_the_order_of_starts_and_stops(agent, host, plugins):
+    write_recorders(plugins, "a", "d")
+    for name, mark in (("late", "trylast"), ("early", "tryfirst")):
+        plugins.write(
+            name, RECORDER.format(name=name).replace("@hookimpl", f"@hookimpl({mark}=True)")
+        )
+    start(host, plugins, "late", "a", "d", "early")
+    assert agent.seen == ["early start", "a start", "d start", "late start"]
+    agent.seen.clear()
+    host.stop()
+    assert agent.seen == ["early stop", "d stop", "a stop", "late stop"]
+
+
+def test_a_hook_is_called_in_a_later_turn_and_never_inside_the_listener(
+    agent, clock, host, plugins
+):
+    write_recorders(plugins, "a")
+    start(host, plugins, "a")
+    agent.seen.clear()
+    agent.happen("n2", "n3")
+    assert agent.seen == []
+    turns(clock)
+    assert agent.seen == ["a n2", "a n3"]
+
+
+@pytest.mark.parametrize("kind", MemberEventKind)
+def test_every_membership_event_has_its_hook(kind, agent, clock, host, plugins):
+    hook = kind.value.replace("-", "_")
+    plugins.write(
+        "a", f"@hookimpl\ndef {hook}(self, members): self.agent.seen.append(members[0].name)"
+    )
+    start(host, plugins, "a")
+    for other in MemberEventKind:
+        agent.happen(other.value, kind=other)
+    agent.user_event_happens()
+    turns(clock)
+    assert agent.seen == [kind.value]
+    assert host.stats()["a"].calls == 1
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "def member_join(self, members): self.agent.seen.append('done')",
+        "def member_join(self): self.agent.seen.append('done')",
+        "def member_join(self, *, members): self.agent.seen.append('done')",
+        "@staticmethod\ndef member_join(members): SEEN.append('done')",
+        "def member_join(self, members): return succeed(self.agent.seen.append('done'))",
+        "async def member_join(self): self.agent.seen.append('done')",
+        "async def member_join(self, members): self.agent.seen.append(await succeed('done'))",
+    ],
+)
+def test_a_hook_is_a_function_a_coroutine_or_returns_a_deferred_and_takes_what_it_wants(
+    hook, agent, clock, host, plugins
+):
+    plugins.write(
+        "a",
+        "SEEN = []\nclass Plugin:\n    def __init__(self, agent):\n        self.agent = agent\n"
+        "        globals()['SEEN'] = agent.seen\n    @hookimpl\n    "
+        + hook.replace("\n", "\n    "),
+    )
+    start(host, plugins, "a")
+    agent.happen("n2")
+    turns(clock)
+    assert agent.seen == ["done"]
+    assert (host.stats()["a"].calls, host.stats()["a"].errors) == (1, 0)
+
+
+def test_events_wait_until_the_start_is_done_and_then_come_in_order_one_at_a_time(
+    agent, clock, host, plugins
+):
+    plugins.write(
+        "slow",
+        """
+        @hookimpl
+        async def start(self): await self.agent.gate("start")
+        @hookimpl
+        async def member_join(self, members):
+            self.agent.seen.append("begin " + members[0].name)
+            await self.agent.gate(members[0].name)
+            self.agent.seen.append("end " + members[0].name)
+        @hookimpl
+        def member_failed(self, members): self.agent.seen.append("failed " + members[0].name)
+        """,
+    )
+    _, started = start(host, plugins, "slow")
+    agent.happen("n2")
+    agent.happen("n2", kind=MemberEventKind.FAILED)
+    agent.happen("n3")
+    turns(clock)
+    assert started == []
+    assert agent.seen == []
+    assert host.stats()["slow"].state == "starting"
+    agent.gate("start").callback(None)
+    assert started == [None]
+    turns(clock)
+    assert agent.seen == ["begin n2"]
+    agent.gate("n2").callback(None)
+    turns(clock)
+    assert agent.seen == ["begin n2", "end n2", "failed n2", "begin n3"]
+
+
+TROUBLE = {
+    "raises": "def member_join(self): raise ValueError('no such luck')",
+    "exits": "def member_join(self): raise SystemExit(3)",
+    "raises later": """async def member_join(self):
+    await self.agent.gate("opened")
+    raise ValueError("no such luck")""",
+    "fails": "def member_join(self): return Deferred()",
+    "hangs": "async def member_join(self): await Deferred()",
+    "blocks": "def member_join(self): self.agent.block(60)",
+    "refuses to be cancelled": """async def member_join(self):
+    while True:
+        try: await Deferred()
+        except CancelledError: pass""",
+    "cannot be cancelled": """def member_join(self):
+    def canceller(_): raise KeyError("no")
+    return Deferred(canceller)""",
+}
+
+
+@pytest.mark.parametrize("trouble", TROUBLE)
+def test_one_plugins_trouble_reaches_no_other(trouble, agent, clock, host, plugins):
+    agent.gate("opened").callback(None)
+    write_recorders(plugins, "before", "after")
+    plugins.write("bad", "@hookimpl\n" + TROUBLE[trouble])
+    _, started = start(host, plugins, "before", "bad", "after")
+    assert started == [None]
+    agent.seen.clear()
+    for name in ("n2", "n3"):
+        agent.happen(name)
+    turns(clock)
+    assert sorted(agent.seen) == ["after n2", "after n3", "before n2", "before n3"]
+    # And it does not lose its own turn: in time, it has got both events.
+    clock.pump([30.0, 0, 30.0, 0])
+    assert host.stats()["bad"].calls == 2
+    assert host.stats()["bad"].waiting == 0
+    assert outcome(host.stop()) == [None]
+
+
+def test_an_exception_is_logged_with_plugin_hook_and_event_and_counted(
+    agent, clock, host, plugins, caplog
+):
+    path = plugins.write("bad", "@hookimpl\n" + TROUBLE["raises"])
+    start(host, plugins, "bad")
+    agent.happen("n2", "n3", "n4", "n5", "n6")
+    turns(clock)
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.getMessage() == ("plugin bad: member_join('n2', 'n3', 'n4' and 2 more) failed")
+    assert "ValueError: no such luck" in caplog.text
+    assert str(path) in caplog.text
+    assert (host.stats()["bad"].errors, host.stats()["bad"].timeouts) == (1, 0)
+
+
+def test_a_hook_that_hangs_is_cancelled_after_hook_timeout_and_named(
+    agent, clock, host, plugins, caplog
+):
+    plugins.write(
+        "bad",
+        """
+        @hookimpl
+        async def member_join(self, members):
+            try:
+                await Deferred()
+            except CancelledError:
+                self.agent.seen.append("cancelled " + members[0].name)
+                raise
+        """,
+    )
+    start(host, plugins, "bad")
+    agent.happen("n2")
+    agent.happen("n3")
+    turns(clock)
+    clock.advance(29.9)
+    assert agent.seen == []
+    clock.advance(0.1)
+    assert agent.seen == ["cancelled n2"]
+    assert "plugin bad: member_join('n2') was not done in time and is cancelled" in caplog.text
+    clock.pump([0, 30])
+    assert agent.seen == ["cancelled n2", "cancelled n3"]
+    assert (host.stats()["bad"].errors, host.stats()["bad"].timeouts) == (0, 2)
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    "hook",
+    [
+        "def member_join(self): self.agent.block(0.25)",
+        "async def member_join(self):\n    await self.agent.gate('x')\n    self.agent.block(0.25)",
+        "async def member_join(self):\n    self.agent.block(0.25)\n    raise ValueError",
+    ],
+)
+def test_a_hook_that_blocks_the_reactor_is_named(hook, agent, clock, host, plugins, caplog):
+    plugins.write("bad", "@hookimpl\n" + hook)
+    start(host, plugins, "bad")
+    agent.happen("n2")
+    turns(clock)
+    agent.gate("x").callback(None)
+    assert "plugin bad: member_join('n2') blocked the daemon for 250 ms" in caplog.text
+
+
+def test_waiting_is_not_blocking(agent, clock, host, plugins, caplog):
+    plugins.write("good", "@hookimpl\nasync def member_join(self): await self.agent.gate('x')")
+    start(host, plugins, "good")
+    agent.happen("n2")
+    turns(clock)
+    agent.block(20)
+    agent.gate("x").callback(None)
+    assert host.stats()["good"].calls == 1
+    assert "blocked" not in caplog.text
+
+
+def test_a_full_mailbox_drops_the_oldest_counts_them_and_says_so_once(
+    agent, clock, host, plugins, caplog
+):
+    plugins.write(
+        "slow",
+        """
+        @hookimpl
+        async def member_join(self, members):
+            if members[0].name.startswith("gate"):
+                await self.agent.gate(members[0].name)
+            self.agent.seen.append(members[0].name)
+        """,
+    )
+    start(host, plugins, "slow")
+
+    def flood(gate):
+        agent.happen(gate)
+        turns(clock)
+        for number in range(MAILBOX_SIZE + 3):
+            agent.happen(f"{gate} {number}")
+
+    flood("gate1")
+    assert host.stats()["slow"].waiting == MAILBOX_SIZE
+    assert host.stats()["slow"].dropped == 3
+    agent.gates["gate1"].callback(None)
+    for number in range(MAILBOX_SIZE + 3):
+        agent.gate(f"gate1 {number}").callback(None)
+    turns(clock, MAILBOX_SIZE + 1)
+    # The oldest of those that waited are missing; all others came in order.
+    assert agent.seen == ["gate1", *(f"gate1 {n}" for n in range(3, MAILBOX_SIZE + 3))]
+    said = "plugin slow: 1024 events are waiting for it, the oldest are dropped"
+    assert caplog.text.count(said) == 1
+    # The mailbox was empty in between: it is said again.
+    flood("gate2")
+    assert caplog.text.count(said) == 2
+
+
+@pytest.mark.parametrize(
+    ("hook", "wait"),
+    [
+        ("def start(self): raise ValueError('no such luck')", 0),
+        ("async def start(self): await Deferred()", 30),
+    ],
+)
+def test_a_plugin_whose_start_fails_gets_no_events_and_is_shown_as_failed(
+    hook, wait, agent, clock, host, plugins, caplog
+):
+    write_recorders(plugins, "good")
+    plugins.write(
+        "bad",
+        f"@hookimpl\n{hook}\n@hookimpl\ndef member_join(self): self.agent.seen.append('never')"
+        "\n@hookimpl\ndef stop(self): self.agent.seen.append('never')",
+    )
+    _, started = start(host, plugins, "bad", "good")
+    agent.happen("n2")
+    clock.advance(wait)
+    assert started == [None]
+    agent.happen("n3")
+    turns(clock)
+    assert agent.seen == ["good start", "good n2", "good n3"]
+    assert host.stats()["bad"].state == "failed"
+    assert host.stats()["good"].state == "running"
+    assert "plugin bad: not started, it gets no events" in caplog.text
+    host.stop()
+    assert agent.seen[3:] == ["good stop"]
+    assert host.stats()["bad"].state == "stopped"
+
+
+def test_a_failed_plugin_gets_a_new_try_at_the_next_reload(agent, host, plugins):
+    plugins.write(
+        "flaky",
+        """
+        @hookimpl
+        def start(self):
+            self.agent.seen.append("try")
+            if len(self.agent.seen) == 1: raise ValueError
+        """,
+    )
+    start(host, plugins, "flaky")
+    assert host.stats()["flaky"].state == "failed"
+    assert outcome(host.reload(plugins.load("flaky", held=host.kept()))) == [None]
+    assert host.stats()["flaky"].state == "running"
+    assert agent.seen == ["try", "try"]
+
+
+def test_stop_delivers_what_waits_first(agent, clock, host, plugins):
+    write_recorders(plugins, "a")
+    start(host, plugins, "a")
+    agent.seen.clear()
+    agent.happen("n2")
+    agent.happen("n3")
+    stopped = outcome(host.stop())
+    assert stopped == []
+    agent.happen("too late")
+    turns(clock)
+    assert agent.seen == ["a n2", "a n3", "a stop"]
+    assert stopped == [None]
+
+
+def test_stop_takes_at_most_hook_timeout_whatever_plugins_do(agent, clock, host, plugins, caplog):
+    plugins.write(
+        "bad",
+        """
+        @hookimpl
+        async def member_join(self): await Deferred()
+        @hookimpl
+        async def stop(self):
+            self.agent.seen.append("stop")
+            await Deferred()
+        """,
+    )
+    plugins.write("unready", "@hookimpl\nasync def start(self): await Deferred()")
+    write_recorders(plugins, "good")
+    start(host, plugins, "bad", "unready", "good")
+    for name in ("n2", "n3", "n4"):
+        agent.happen(name)
+    turns(clock)
+    agent.seen.clear()
+    stopped = outcome(host.stop())
+    clock.advance(14.9)
+    assert agent.seen == []
+    clock.advance(0.1)
+    assert agent.seen == ["good stop", "stop"]
+    assert "plugin bad: stops, 2 waiting events are dropped" in caplog.text
+    assert host.stats()["bad"].dropped == 2
+    assert stopped == []
+    clock.advance(15)
+    assert stopped == [None]
+    assert {stats.state for stats in host.stats().values()} == {"stopped"}
+    assert clock.getDelayedCalls() == []
+    assert outcome(host.stop()) == [None]
+
+
+def test_reload_replaces_exactly_what_changed(agent, host, plugins):
+    write_recorders(plugins, "same", "edited", "removed")
+    settings = """
+        class Plugin:
+            class Settings(Struct, frozen=True):
+                level: int = 1
+            def __init__(self, agent, settings): self.agent, self.level = agent, settings.level
+            @hookimpl
+            def start(self): self.agent.seen.append(f"set {self.level} start")
+            @hookimpl
+            def stop(self): self.agent.seen.append(f"set {self.level} stop")
+        """
+    plugins.write("set", settings)
+    old, _ = start(host, plugins, "same", "edited", "removed", set={"level": 1})
+    agent.seen.clear()
+    plugins.write("edited", RECORDER.format(name="new"))
+    write_recorders(plugins, "added")
+    loaded = plugins.load("same", "edited", "added", held=host.kept(), set={"level": 2})
+    assert agent.seen == []
+    assert outcome(host.reload(loaded)) == [None]
+    assert agent.seen == [
+        "set 1 stop", "removed stop", "edited stop", "new start", "added start", "set 2 start",
+    ]  # fmt: skip
+    assert loaded[0] is old[0]
+    assert [new is before for new, before in zip(loaded, old, strict=True)] == [
+        True, False, False, False,
+    ]  # fmt: skip
+    assert list(host.stats()) == ["same", "edited", "added", "set"]
+    # A second reload with nothing changed does nothing.
+    agent.seen.clear()
+    again = plugins.load("same", "edited", "added", held=host.kept(), set={"level": 2})
+    assert again == loaded
+    assert outcome(host.reload(again)) == [None]
+    assert agent.seen == []
+
+
+def test_a_reload_loses_no_event(agent, clock, host, plugins):
+    source = """
+        @hookimpl
+        async def member_join(self, members):
+            await self.agent.gate("old")
+            self.agent.seen.append("{} " + members[0].name)
+        @hookimpl
+        async def start(self): await self.agent.gate("{} start")
+        """
+    plugins.write("a", source.replace("{}", "old"))
+    agent.gate("old start").callback(None)
+    start(host, plugins, "a")
+    agent.happen("n2")
+    turns(clock)
+    agent.happen("n3")
+    plugins.write("a", source.replace("{}", "new"))
+    reloaded = outcome(host.reload(plugins.load("a", held=host.kept())))
+    agent.happen("n4")
+    turns(clock)
+    assert agent.seen == []
+    agent.gates["old"].callback(None)
+    agent.happen("n5")
+    turns(clock)
+    # The old instance finishes what it had begun; the new one waits for its own start.
+    assert agent.seen == ["old n2"]
+    assert reloaded == []
+    agent.gates["new start"].callback(None)
+    turns(clock)
+    assert agent.seen == ["old n2", "new n3", "new n4", "new n5"]
+    assert reloaded == [None]
+
+
+def test_reloads_wait_for_each_other_and_a_stop_ends_them(agent, clock, host, plugins):
+    plugins.write("a", "@hookimpl\nasync def stop(self): await Deferred()")
+    write_recorders(plugins, "b", "c")
+    start(host, plugins, "a")
+    first = outcome(host.reload(plugins.load("b")))
+    second = outcome(host.reload(plugins.load("c")))
+    assert agent.seen == []
+    stopped = outcome(host.stop())
+    assert (first, second, stopped) == ([], [], [])
+    clock.advance(30)
+    assert (first, second, stopped) == ([None], [None], [None])
+    # Neither was started, so neither is stopped.
+    assert agent.seen == []
+
+
+def test_the_numbers_say_where_a_plugin_came_from(host, plugins):
+    write_recorders(plugins, "a")
+    start(host, plugins, "a")
+    assert re.fullmatch(r".*/own/a\.py \(plugin_dirs\)", host.stats()["a"].source)

@@ -1,0 +1,104 @@
+"""docs/plugins.md says what is true."""
+
+import importlib.util
+import inspect
+import re
+from pathlib import Path
+
+import pytest
+from twisted.internet.defer import execute
+
+import serfd.hooks
+from serfd.config import Config, Seconds
+from serfd.hooks import loader, specs
+from serfd.hooks.host import BLOCKING_MAX, MAILBOX_SIZE
+from serfd.net.process import KILL_AFTER
+from serfd.serf.events import MemberEventKind
+
+ROOT = Path(__file__).parents[2]
+DOCS = (ROOT / "docs/plugins.md").read_text()
+EXAMPLE = Path(__file__).parent / "notebook.py"
+
+
+def section(title: str) -> str:
+    return DOCS.partition(f"\n## {title}")[2].partition("\n## ")[0]
+
+
+def test_the_hooks_are_those_of_the_specs_with_their_signatures_and_words():
+    text = section("The hooks")
+    shown = re.findall(r'^def (\w+)(\(.*\) -> .*):\n    """(.*)"""$', text, re.MULTILINE)
+    assert shown == [
+        (name, _signature(getattr(specs, name)), getattr(specs, name).__doc__)
+        for name in specs.HOOKS
+    ]
+
+
+def _signature(function) -> str:
+    lines = inspect.getsource(function).splitlines()
+    (line,) = [line for line in lines if line.startswith("def ")]
+    return line.removeprefix(f"def {function.__name__}").removesuffix(":")
+
+
+def test_there_is_a_hook_for_every_membership_event():
+    assert {kind.value.replace("-", "_") for kind in MemberEventKind} < set(specs.HOOKS)
+
+
+def test_every_name_a_plugin_may_import_is_in_the_docs():
+    for name in serfd.hooks.__all__:
+        assert hasattr(serfd.hooks, name)
+        assert f"`{name}`" in DOCS
+
+
+def test_the_example_in_the_docs_is_the_tested_file():
+    assert f"```python\n{EXAMPLE.read_text().rstrip()}\n```" in DOCS
+
+
+def test_the_example_loads_and_does_what_it_says(agent, clock, host, plugins, tmp_path):
+    (plugins.own / "notebook.py").write_text(EXAMPLE.read_text())
+    agent.in_thread = execute  # no threads here: it runs at once
+    file = tmp_path / "failed.txt"
+    host.attach(plugins.load(notebook={"file": str(file)}))
+    host.start()
+    agent.happen("n2", "n3", kind=MemberEventKind.FAILED)
+    agent.happen("n4", kind=MemberEventKind.FAILED)
+    clock.pump([0, 0, 0])
+    assert [line.split()[2:] for line in file.read_text().splitlines()] == [["n2", "n3"], ["n4"]]
+
+
+def test_the_error_in_the_docs_is_the_real_one(plugins):
+    plugins.write(
+        "webhook",
+        "class Plugin:\n    class Settings(Struct):\n        url: str\n"
+        "    def __init__(self, agent, settings): ...",
+    )
+    with pytest.raises(loader.ConfigError) as caught:
+        plugins.load(webhook={"ulr": ""})
+    assert f"\n    {caught.value}\n" in DOCS
+
+
+def test_the_script_plugins_settings_are_all_there_with_their_defaults():
+    file = importlib.util.spec_from_file_location("script_of_docs", ROOT / "plugins/script.py")
+    module = importlib.util.module_from_spec(file)
+    file.loader.exec_module(module)
+    settings = module.Plugin.Settings()
+    shown = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", section("script"), re.MULTILINE))
+    assert shown == {name: _shown(getattr(settings, name)) for name in settings.__struct_fields__}
+    assert "8 KiB" in section("script")
+    assert module.OUTPUT_MAX == 8 * 1024
+
+
+def _shown(value: object) -> str:
+    match value:
+        case Seconds():
+            return f'"{value:g}s"'
+        case tuple():
+            return str(list(value))
+        case _:
+            return str(value)
+
+
+def test_the_limits_in_the_docs_are_the_real_ones():
+    assert f"Up to {MAILBOX_SIZE} events" in DOCS
+    assert f"`hook_timeout` ({Config().hook_timeout:g} s)" in DOCS
+    assert f"more than {BLOCKING_MAX * 1000:g} ms" in DOCS
+    assert f"SIGKILL {KILL_AFTER:g} s later" in DOCS

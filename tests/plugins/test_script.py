@@ -1,0 +1,354 @@
+import importlib.util
+import logging
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from twisted.internet.defer import Deferred, fail
+from twisted.internet.task import Clock
+
+from serfd.agent import Agent
+from serfd.config import Config, Seconds
+from serfd.errors import ConfigError
+from serfd.hooks.host import PluginHost
+from serfd.hooks.loader import bundled_dir, load
+from serfd.net.process import ProcessResult
+from serfd.serf.events import Member, MemberEvent, MemberEventKind, Status
+
+spec = importlib.util.spec_from_file_location("script_under_test", bundled_dir() / "script.py")
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+def result(
+    status: int = 0,
+    stdout: bytes = b"",
+    stderr: bytes = b"",
+    *,
+    timed_out: bool = False,
+    seconds: float = 0.1,
+) -> ProcessResult:
+    return ProcessResult(status, stdout, stderr, timed_out, Seconds(seconds))
+
+
+@dataclass
+class Started:
+    """A program the plugin asked for."""
+
+    script: str
+    stdin: bytes
+    env: dict[str, str]
+    timeout: float
+    output_max: int
+    done: "Deferred[ProcessResult]"
+
+
+class StandInAgent(Agent):
+    name = "n1"
+    tags: ClassVar[dict[str, str]] = {}
+
+    def __init__(self) -> None:
+        self.started: list[Started] = []
+        self.refuse: OSError | None = None
+
+    def subscribe(self, listener):
+        self.listener = listener
+        return lambda: None
+
+    def run(self, argv, *, stdin=b"", env, timeout, output_max):
+        assert list(argv[:2]) == ["/bin/sh", "-c"]
+        done: Deferred[ProcessResult] = Deferred()
+        self.started.append(Started(argv[2], stdin, dict(env), timeout, output_max, done))
+        return fail(self.refuse) if self.refuse else done
+
+    def scripts(self) -> list[str]:
+        """The scripts asked for since the last look."""
+        seen = [each.script for each in self.started]
+        self.started.clear()
+        return seen
+
+
+class Running:
+    """The plugin in its host, on virtual time."""
+
+    def __init__(self, *handlers: str, **settings: Any) -> None:
+        self.agent = StandInAgent()
+        self.clock = Clock()
+        self.host = PluginHost(self.agent, self.clock, hook_timeout=Seconds(30))
+        plugins = {"script": settings} if settings else {}
+        config = Config(event_handlers=list(handlers), plugins=plugins)
+        self.host.attach(load(config, self.agent))
+        self.host.start()
+
+    def happen(self, kind: MemberEventKind, *members: Member) -> None:
+        self.agent.listener(MemberEvent(kind, members or (member("n2"),)))
+        self.clock.pump([0, 0])
+
+    def join(self, *members: Member) -> None:
+        self.happen(MemberEventKind.JOIN, *members)
+
+
+def member(name: str, tags: dict[str, str] | None = None) -> Member:
+    return Member(name, b"\x0a\0\0\x07", 7946, tags or {}, Status.ALIVE, bytes(6))
+
+
+@pytest.mark.parametrize(
+    ("spec", "filters", "command"),
+    [
+        ("handler.sh", ("*",), "handler.sh"),
+        ("=x", ("*",), "x"),
+        ("*=x", ("*",), "x"),
+        ("*=A=1 x", ("*",), "A=1 x"),
+        ("member-join=x", ("member-join",), "x"),
+        ("member-join,member-reap=x a=b", ("member-join", "member-reap"), "x a=b"),
+        ("user=x", ("user",), "x"),
+        ("user:=x", ("user:",), "x"),
+        ("user:a:b,query:load,query=x", ("user:a:b", "query:load", "query"), "x"),
+    ],
+)
+def test_a_handler_is_filters_and_a_script(spec, filters, command):
+    assert script.parse_handler(spec) == (filters, command)
+
+
+@pytest.mark.parametrize(
+    ("spec", "text"),
+    [
+        ("bogus=x", "Invalid event script: Event 'bogus' invoking 'x'"),
+        ("user, query=x", "Invalid event script: Event ' query' invoking 'x'"),
+        ("member-join,=x", "Invalid event script: Event '' invoking 'x'"),
+        ("member-joined=x", "Invalid event script: Event 'member-joined' invoking 'x'"),
+        ("*:a=x", "Invalid event script: Event '*:a' invoking 'x'"),
+        ("bogus:a=x", "Invalid event script: Event 'bogus:a' invoking 'x'"),
+    ],
+)
+def test_a_wrong_filter_is_a_config_error(spec, text):
+    with pytest.raises(ConfigError) as caught:
+        Running(spec)
+    assert str(caught.value) == f"plugin 'script': {text}"
+
+
+@pytest.mark.parametrize("table", [{"concurrency": 0}, {"queue": 0}, {"timeout": "0s"}])
+def test_settings_have_limits(table):
+    with pytest.raises(ConfigError, match=next(iter(table))):
+        Running("x", **table)
+
+
+@pytest.mark.parametrize("kind", MemberEventKind)
+def test_the_filter_decides_which_scripts_run(kind):
+    running = Running(f"{kind.value}=one", "*=all", "user,query:x=never", "=every", concurrency=9)
+    running.happen(kind)
+    assert running.agent.scripts() == ["one", "all", "every"]
+    for other in set(MemberEventKind) - {kind}:
+        running.happen(other)
+    assert "one" not in running.agent.scripts()
+
+
+def test_a_script_runs_once_for_each_filter_that_matches():
+    running = Running("member-join,*,member-leave=x")
+    running.join()
+    running.agent.started[0].done.callback(result())
+    assert running.agent.scripts() == ["x", "x"]
+
+
+def test_a_script_gets_its_event_and_the_tags_in_its_environment(monkeypatch):
+    for name in ("NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID"):
+        monkeypatch.setenv(name, "1")
+    monkeypatch.setenv("KEPT", "yes")
+    running = Running("x")
+    running.agent.tags = {"role": "web", "my-tag.x": "a b", "ünï": "1", "9x": "2", "ß": "3"}
+    running.happen(MemberEventKind.UPDATE)
+    env = running.agent.started[0].env
+    assert {key: value for key, value in env.items() if key.startswith("SERF_")} == {
+        "SERF_EVENT": "member-update",
+        "SERF_SELF_NAME": "n1",
+        "SERF_SELF_ROLE": "web",
+        "SERF_TAG_ROLE": "web",
+        "SERF_TAG_MY_TAG_X": "a b",
+        "SERF_TAG__N_": "1",
+        "SERF_TAG_9X": "2",
+        "SERF_TAG__": "3",
+    }
+    assert env["KEPT"] == "yes"
+    assert not {key for key in env if key.startswith(("NOTIFY_", "WATCHDOG_", "LISTEN_"))}
+    assert (running.agent.started[0].timeout, running.agent.started[0].output_max) == (60, 8192)
+
+
+def test_the_role_is_always_in_the_environment():
+    running = Running("x")
+    running.join()
+    assert running.agent.started[0].env["SERF_SELF_ROLE"] == ""
+
+
+def test_a_script_reads_a_line_for_each_member():
+    running = Running("x")
+    running.join(
+        member("n2", {"role": "web", "dc": "a"}),
+        member("n\t3\n\\t", {"role": "r\tole", "k\n": "v\t"}),
+        member("\udcff"),
+    )
+    assert running.agent.started[0].stdin == (
+        b"n2\t10.0.0.7\tweb\trole=web,dc=a\n"
+        b"n\\t3\\n\\t\t10.0.0.7\tr\\tole\trole=r\\tole,k\\n=v\\t\n"
+        b"\xff\t10.0.0.7\t\t\n"
+    )
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.tuples(
+            st.binary(max_size=30), st.dictionaries(st.binary(max_size=9), st.binary(max_size=9))
+        ),
+        max_size=4,
+    )
+)
+def test_whatever_a_member_is_called_it_is_one_line_of_four_fields(members):
+    def text(raw: bytes) -> str:
+        return raw.decode("utf-8", "surrogateescape")
+
+    lines = script.member_lines(
+        [member(text(name), {text(k): text(v) for k, v in tags.items()}) for name, tags in members]
+    ).split(b"\n")
+    assert lines.pop() == b""
+    assert [line.count(b"\t") for line in lines] == [3] * len(members)
+
+
+@pytest.mark.parametrize(
+    ("ended", "lines"),
+    [
+        (result(), [("DEBUG", "Event 'member-join' script output: ")]),
+        (result(stdout=b"hi\n"), [("DEBUG", "Event 'member-join' script output: hi\n")]),
+        (
+            result(3, stdout=b"\xff"),
+            [
+                ("DEBUG", "Event 'member-join' script output: \\xff"),
+                ("ERROR", "Error invoking script 'x': exit status 3"),
+            ],
+        ),
+        (
+            result(-9),
+            [
+                ("DEBUG", "Event 'member-join' script output: "),
+                ("ERROR", "Error invoking script 'x': signal: killed"),
+            ],
+        ),
+        (
+            result(-15, timed_out=True, seconds=60.2),
+            [
+                ("DEBUG", "Event 'member-join' script output: "),
+                ("WARNING", "Script 'x' slow, execution exceeding 1s"),
+                ("ERROR", "Error invoking script 'x': ended after 60s"),
+            ],
+        ),
+        (
+            result(stderr=b"so far\ndone\x1b[0m"),
+            [
+                ("DEBUG", "Event 'member-join' script output: "),
+                ("INFO", "'x': so far"),
+                ("INFO", "'x': done\\x1b[0m"),
+            ],
+        ),
+        (
+            result(1, stderr=b"".join(b"%d\n" % n for n in range(22))),
+            [
+                ("DEBUG", "Event 'member-join' script output: "),
+                ("WARNING", "'x': (2 lines are left out)"),
+                *(("WARNING", f"'x': {n}") for n in range(2, 22)),
+                ("ERROR", "Error invoking script 'x': exit status 1"),
+            ],
+        ),
+    ],
+)
+def test_how_a_script_ended_is_logged(ended, lines, caplog):
+    caplog.set_level(logging.DEBUG, "serfd.plugins.script")
+    running = Running("x")
+    running.join()
+    running.agent.started[0].done.callback(ended)
+    assert [
+        (r.levelname, r.getMessage()) for r in caplog.records if r.name == "serfd.plugins.script"
+    ] == lines
+
+
+def test_scripts_that_cannot_be_started_are_logged_and_hold_nothing_up(caplog):
+    running = Running("x", queue=2000)
+    running.agent.refuse = OSError(11, "Resource temporarily unavailable")
+    for _ in range(1500):
+        running.agent.listener(MemberEvent(MemberEventKind.JOIN, (member("n2"),)))
+    running.clock.pump([0] * 1500)
+    assert len(running.agent.scripts()) == 1024  # the mailbox's size
+    assert "Error invoking script 'x': [Errno 11] Resource temporarily" in caplog.text
+    running.agent.refuse = None
+    running.join()
+    assert running.agent.scripts() == ["x"]
+
+
+def test_a_handlers_scripts_run_one_at_a_time_in_the_order_of_events():
+    running = Running("x")
+    names = [f"n{n}" for n in range(5)]
+    for name in names:
+        running.join(member(name))
+    for number, name in enumerate(names):
+        assert len(running.agent.started) == number + 1
+        assert running.agent.started[number].stdin.startswith(name.encode() + b"\t")
+        running.agent.started[number].done.callback(result())
+
+
+def test_scripts_of_several_handlers_run_side_by_side_up_to_concurrency():
+    running = Running("a", "b", "c", concurrency=2)
+    running.join()
+    running.join()
+    a, b = running.agent.started
+    assert (a.script, b.script) == ("a", "b")
+    b.done.callback(result())
+    # The oldest that may run comes next: c of the first event.
+    c = running.agent.started[2]
+    assert c.script == "c"
+    c.done.callback(result(1))
+    assert running.agent.started[3].script == "b"
+    a.done.callback(result())
+    assert running.agent.scripts() == ["a", "b", "c", "b", "a"]
+
+
+def test_a_full_queue_drops_the_oldest_counts_them_and_says_so_once(caplog):
+    running = Running("x", queue=3)
+    for number in range(7):
+        running.join(member(f"n{number}"))
+    said = "3 scripts wait for their turn, the oldest are dropped"
+    assert caplog.text.count(said) == 1
+    for number in range(4):
+        running.agent.started[number].done.callback(result())
+    assert [s.stdin[:2] for s in running.agent.started] == [b"n0", b"n4", b"n5", b"n6"]
+    assert "3 scripts were dropped, none waits now" in caplog.text
+
+
+def test_filters_for_events_that_do_not_come_yet_are_warned_of_once(caplog):
+    Running("user:deploy,query=x", "user=y", "*=z")
+    lines = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    assert lines == ["user events and queries do not run scripts yet: 'x', 'y'"]
+
+
+def test_stop_waits_for_the_scripts_that_run_and_wait():
+    running = Running("x")
+    running.join(member("n2"))
+    running.join(member("n3"))
+    stopped: list[Any] = []
+    running.host.stop().addBoth(stopped.append)
+    running.agent.started[0].done.callback(result())
+    assert stopped == []
+    running.agent.started[1].done.callback(result())
+    assert stopped == [None]
+
+
+def test_scripts_that_take_too_long_to_stop_are_cancelled(caplog):
+    running = Running("x", "y")
+    running.join(member("n2"))
+    running.join(member("n3"))
+    stopped: list[Any] = []
+    running.host.stop().addBoth(stopped.append)
+    running.clock.advance(30)
+    assert stopped == [None]
+    assert "2 waiting scripts are not run, serfd stops" in caplog.text
+    assert "Error invoking script 'x': ended because serfd stops" in caplog.text
+    assert running.agent.scripts() == ["x", "y"]

@@ -1,0 +1,67 @@
+"""An agent that says what it is told to, for tests of RPC clients: a thread and one socket."""
+
+import json
+import socket
+import threading
+from pathlib import Path
+
+import msgpack
+
+GOLDEN = Path(__file__).parent / "golden" / "rpc"
+
+
+def frames(name: str, sender: str) -> bytes:
+    """What `client` or `server` sent in a recorded conversation."""
+    vector = json.loads((GOLDEN / f"{name}.json").read_text())
+    return b"".join(
+        bytes.fromhex(frame["hex"]) for frame in vector["frames"] if frame["from"] == sender
+        and "hex" in frame
+    )  # fmt: skip
+
+
+def reply(seq: int, error: str = "", *bodies: object) -> bytes:
+    """A header, and what follows it."""
+    packer = msgpack.Packer(use_bin_type=True, unicode_errors="surrogateescape")
+    return b"".join(map(packer.pack, ({"Error": error, "Seq": seq}, *bodies)))
+
+
+HELLO = reply(1)
+
+
+class RecordedAgent:
+    """Takes one connection: reads `after` bytes, says `answers`, then listens until it is closed.
+
+    With `hangs_up` it closes its side when it has said all. `released` holds the answers back.
+    """
+
+    def __init__(self, answers: bytes, *, after: int = 1, hangs_up: bool = False) -> None:
+        self.received = b""
+        self.released = threading.Event()
+        self.released.set()
+        self._answers, self._after, self._hangs_up = answers, after, hangs_up
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._listening.settimeout(10)
+        self.address = "127.0.0.1:%d" % self._listening.getsockname()[1]
+        self._thread = threading.Thread(target=self._serve)
+
+    def __enter__(self) -> "RecordedAgent":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Wait until the client has hung up, so that `received` is all it ever said."""
+        self._thread.join()
+        self._listening.close()
+
+    def _serve(self) -> None:
+        connection, _ = self._listening.accept()
+        with connection:
+            connection.settimeout(10)
+            while len(self.received) < self._after:
+                self.received += connection.recv(65536)
+            self.released.wait(10)
+            connection.sendall(self._answers)
+            if self._hangs_up:
+                connection.shutdown(socket.SHUT_WR)
+            while said := connection.recv(65536):
+                self.received += said

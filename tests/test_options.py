@@ -1,0 +1,185 @@
+"""The command line, as a table of words and what they mean."""
+
+import subprocess
+import sys
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from serfd.options import Option, OptionError, nearest, parse, usage
+
+OPTIONS = (
+    Option("node", "NAME", "this node's name"),
+    Option("rpc-addr", "HOST:PORT", "where RPC listens", default="127.0.0.1:7373"),
+    Option("tag", "KEY=VALUE", "a tag", many=True),
+    Option("replay", help="replay events", flag=True),
+)
+
+
+@pytest.mark.parametrize(
+    ("words", "values", "arguments"),
+    [
+        ("", {}, []),
+        ("-node a", {"node": "a"}, []),
+        ("--node a", {"node": "a"}, []),
+        ("-node=a", {"node": "a"}, []),
+        ("--node=a", {"node": "a"}, []),
+        ("-node=", {"node": ""}, []),
+        ("-node=a=b", {"node": "a=b"}, []),
+        ("-node a -node b", {"node": "b"}, []),
+        ("-node -5", {"node": "-5"}, []),
+        ("-node -replay", {"node": "-replay"}, []),
+        ("-node --", {"node": "--"}, []),
+        ("-tag a=1 --tag=b=2 -tag c", {"tag": ["a=1", "b=2", "c"]}, []),
+        ("-replay", {"replay": True}, []),
+        ("-replay false", {"replay": True}, ["false"]),
+        ("-replay -replay=false", {"replay": False}, []),
+        ("x -node a y", {"node": "a"}, ["x", "y"]),
+        ("x y --rpc-addr h:1", {"rpc-addr": "h:1"}, ["x", "y"]),
+        ("-replay -- -node --", {"replay": True}, ["-node", "--"]),
+        ("- -5 -5.5 x", {}, ["-", "-5", "-5.5", "x"]),
+    ],
+)
+def test_options_stand_anywhere_and_are_written_as_serfs(words, values, arguments):
+    parsed = parse(words.split(), OPTIONS)
+    assert parsed.values == values
+    assert parsed.arguments == arguments
+
+
+@pytest.mark.parametrize("text", ["true", "1", "t", "T", "TRUE", "True"])
+def test_a_flag_can_be_said_to_be_true(text):
+    assert parse([f"-replay={text}"], OPTIONS).flag("replay") is True
+
+
+@pytest.mark.parametrize("text", ["false", "0", "f", "F", "FALSE", "False"])
+def test_a_flag_can_be_said_to_be_false(text):
+    assert parse([f"--replay={text}"], OPTIONS).flag("replay") is False
+
+
+@pytest.mark.parametrize(
+    ("words", "text"),
+    [
+        ("-nodes a", "flag provided but not defined: -nodes\nDid you mean -node?"),
+        ("--rpcaddr=x", "flag provided but not defined: -rpcaddr\nDid you mean -rpc-addr?"),
+        ("-zzz", "flag provided but not defined: -zzz"),
+        ("-Node a", "flag provided but not defined: -Node\nDid you mean -node?"),
+        ("x -node", "flag needs an argument: -node"),
+        (
+            "-replay=x",
+            'invalid boolean value "x" for -replay: parse error\nExpected true or false.',
+        ),
+        ("-replay=", 'invalid boolean value "" for -replay: parse error\nExpected true or false.'),
+        ("---node", "bad flag syntax: ---node"),
+        ("-=a", "bad flag syntax: -=a"),
+        ("--=a", "bad flag syntax: --=a"),
+    ],
+)
+def test_what_is_wrong_is_named_with_the_nearest_right_name(words, text):
+    with pytest.raises(OptionError) as caught:
+        parse(words.split(), OPTIONS)
+    assert str(caught.value) == text
+
+
+def test_what_was_not_given_has_the_callers_default():
+    parsed = parse([], OPTIONS)
+    assert parsed.text("node", "host") == "host"
+    assert parsed.text("node") == ""
+    assert parsed.texts("tag") == []
+    assert parsed.flag("replay") is False
+
+
+def test_what_was_given_is_read_by_its_kind():
+    parsed = parse(["-node", "a", "-tag", "b", "-replay"], OPTIONS)
+    assert parsed.text("node", "host") == "a"
+    assert parsed.texts("tag") == ["b"]
+    assert parsed.flag("replay") is True
+
+
+SPELLINGS = (
+    lambda name, value: [f"-{name}", value],
+    lambda name, value: [f"--{name}", value],
+    lambda name, value: [f"-{name}={value}"],
+    lambda name, value: [f"--{name}={value}"],
+)
+GIVEN = st.tuples(
+    st.sampled_from(["node", "tag", "rpc-addr"]), st.text(), st.sampled_from(SPELLINGS)
+)
+ARGUMENT = st.text().filter(lambda text: not text.startswith("-"))
+
+
+@given(st.lists(GIVEN | ARGUMENT))
+def test_every_value_comes_back_as_it_was_given(what):
+    argv, values, arguments = [], {}, []
+    for item in what:
+        if isinstance(item, str):
+            argv.append(item)
+            arguments.append(item)
+        else:
+            name, value, spell = item
+            argv += spell(name, value)
+            if name == "tag":
+                values.setdefault(name, []).append(value)
+            else:
+                values[name] = value
+    parsed = parse(argv, OPTIONS)
+    assert parsed.values == values
+    assert parsed.arguments == arguments
+
+
+@given(st.lists(st.text(alphabet="-=a5 node")))
+def test_no_command_line_raises_anything_else(argv):
+    try:
+        parsed = parse(argv, OPTIONS)
+    except OptionError as error:
+        assert str(error)
+    else:
+        assert len(parsed.arguments) <= len(argv)
+
+
+def test_the_help_is_made_from_the_table():
+    text = usage(
+        "serfd [options]", "Runs an agent.", OPTIONS, example="serfd -node a", notes="See also."
+    )
+    assert text == (
+        "Usage: serfd [options]\n"
+        "\n"
+        "Runs an agent.\n"
+        "\n"
+        "Example:\n"
+        "  serfd -node a\n"
+        "\n"
+        "Options:\n"
+        "  -node NAME           this node's name\n"
+        "  -rpc-addr HOST:PORT  where RPC listens (default: 127.0.0.1:7373)\n"
+        "  -tag KEY=VALUE       a tag (repeatable)\n"
+        "  -replay              replay events\n"
+        "\n"
+        "See also.\n"
+    )
+
+
+def test_the_help_leaves_out_what_there_is_not():
+    assert usage("x", "Does it.", ()) == "Usage: x\n\nDoes it.\n"
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("membres", "members"), ("joni", "join"), ("zzz", ""), ("", "")]
+)
+def test_the_nearest_name_is_one_that_looks_alike_or_none(name, near):
+    assert nearest(name, ["join", "leave", "members"]) == near
+
+
+def test_a_right_command_line_is_read_without_slow_imports():
+    code = (
+        "import sys; from serfd.options import *; "
+        "parse(['-node', 'a'], (Option('node', 'NAME'),)); "
+        "print(*{'argparse', 're', 'typing', 'dataclasses', 'difflib', 'json'} & set(sys.modules))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-S", "-c", f"import sys; sys.path[:0] = {sys.path!r}; {code}"],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == "\n"
