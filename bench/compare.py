@@ -23,6 +23,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
+from serfd.errors import SerfdError
 from serfd.rpc.client import Client
 
 BIN = Path(sys.executable).parent
@@ -52,7 +53,7 @@ class Agent:
         try:
             client = Client(self.rpc)
             client.call("stats", None)
-        except Exception:  # not up yet; `until` limits it
+        except (OSError, SerfdError):  # not up yet; `until` limits it
             return None
         return client
 
@@ -66,8 +67,9 @@ class Agent:
         self.client.call("join", {"Existing": [other.addr], "Replay": False})
 
     def cpu(self) -> float:
-        fields = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
-        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+        """CPU seconds so far, all threads, to the nanosecond."""
+        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
+        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
 
     def rss(self) -> float:
         for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
@@ -340,7 +342,7 @@ def _join_inputs(node, size: int, answer: BinaryIO) -> Iterator[Callable[[], Non
     while node.member_count < size + 1:
         now += 0.001
         assert now < 1
-        yield lambda: node.wake(now)
+        yield lambda now=now: node.wake(now)
 
 
 def _take_in(size: int, *, packed: bool) -> tuple[float, float]:

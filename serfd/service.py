@@ -197,8 +197,8 @@ class Service:
         if self._is_stopping:
             return
         if failure.check(SerfdError):
-            text = str(failure.value).strip()
-            print(f"serfd: {text}", file=sys.stderr)
+            # The text of a failed join has a line for each address.
+            print(f"serfd: {' '.join(str(failure.value).split())}", file=sys.stderr)
         else:
             _log.error("Start failed: %s", failure.getTraceback())
         self._stop(EXIT_CANNOT)

@@ -36,6 +36,8 @@ CLOSE_GRACE = 10.0
 """Seconds a peer has to read what was written before its stream is cut."""
 CONNECT_TIMEOUT = 60.0
 """Seconds until Twisted gives up a connection; the core's own, shorter limits come first."""
+STALL = 0.005
+"""Seconds an alarm may be late before it counts as a stall of the process."""
 
 _log = logging.getLogger("serfd.agent")
 
@@ -247,6 +249,10 @@ class Driver:
             self._alarm = self._reactor.callLater(delay, self._ring)
 
     def _ring(self) -> None:
+        due = self._node.next_wakeup()
+        if due is None or self._reactor.seconds() - due < STALL:
+            self._wake()
+            return
         # Twisted runs due timers before it reads sockets. After a stall the ack of a probe may
         # wait in the socket: one more turn, and it is read before the probe is given up.
         self._is_ringing = True

@@ -3,8 +3,8 @@
 from collections.abc import Hashable, Iterator
 from typing import Generic, TypeVar
 
-LTIME_MAX = 2**64 - 2
-"""The highest time believed. One more would wrap a real agent's counter to zero (serf.md 5)."""
+from serfd.wire.serf_messages import LTIME_MAX
+
 RING_SIZE = 512
 """How far back in Lamport time a message may come and still be new (serf.md 8, 11)."""
 PER_TIME_MAX = 256

@@ -26,6 +26,7 @@ from serfd.timers import Timers
 from serfd.wire.envelope import Envelope
 from serfd.wire.sealing import Keyring
 from serfd.wire.serf_messages import (
+    NO_BROADCAST,
     JoinIntent,
     LeaveIntent,
     PushPullState,
@@ -46,8 +47,6 @@ LEAVE_PROPAGATE_DELAY = 0.5
 """Seconds that a node which said goodbye still answers, while others pass its goodbye on."""
 QUEUE_MAX = 4096
 """Messages waiting in each of Serf's queues at most (serf.md 16)."""
-QUERY_NO_BROADCAST = 2
-"""Flag of a query that is not to be passed on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -399,7 +398,7 @@ class Node:
             case QueryMessage(ltime=ltime, id=query, flags=flags):
                 self._query_clock.witness(ltime)
                 is_new = self._seen_queries.is_new(ltime, query, self._query_clock.time)
-                if is_new and not flags & QUERY_NO_BROADCAST:
+                if is_new and not flags & NO_BROADCAST:
                     self._queue(self._queries, payload)
             case _:
                 self._log.debug("%s from %s is not for us", type(message).__name__, source)
