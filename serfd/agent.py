@@ -15,10 +15,14 @@ from serfd.config import Config, Seconds
 from serfd.effects import Address
 from serfd.errors import JoinFailed
 from serfd.net.driver import Driver
+from serfd.net.keyring_file import save_keyring
 from serfd.net.process import ProcessResult, run_process
 from serfd.net.resolve import resolve
-from serfd.serf.events import Event, Member
+from serfd.serf.coordinates import Coordinate
+from serfd.serf.events import Event, Member, Query
+from serfd.serf.keys import KeyResult
 from serfd.serf.node import Node
+from serfd.serf.queries import EVERYBODY, QueryAnswer, QueryDone, QueryParams
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -42,7 +46,13 @@ class Agent:
         self._port = port
         self._shut_down = shut_down
         self._listeners: list[Callable[[Event], None]] = []
-        self.driver = Driver(node, reactor, self._publish)
+        self.driver = Driver(
+            node,
+            reactor,
+            self._publish,
+            save_keyring=lambda keys: save_keyring(config.keyring_file, keys),
+            stop=self._must_stop,
+        )
         """For the daemon, which connects it to the sockets."""
 
     @property
@@ -79,6 +89,44 @@ class Agent:
     ) -> "Deferred[None]":
         """Delete tags, then set others. Fails with CommandError if they get too long."""
         return self.driver.run(self._node.update_tags, tags, delete=delete)
+
+    def user_event(
+        self, name: str, payload: bytes = b"", *, coalesce: bool = True
+    ) -> "Deferred[None]":
+        """Tell everybody something; fires when it is on its way. Fails with CommandError.
+
+        One that may `coalesce` may be replaced by a later one of its name before it is heard.
+        """
+        return self.driver.run(self._node.user_event, name, payload, coalesce=coalesce)
+
+    def query(
+        self,
+        name: str,
+        payload: bytes = b"",
+        *,
+        answered: Callable[[QueryAnswer], None],
+        params: QueryParams = EVERYBODY,
+    ) -> "Deferred[QueryDone]":
+        """Ask everybody something: `answered` gets each answer, the Deferred fires at the end.
+
+        Fails with CommandError if it cannot be asked.
+        """
+        return self.driver.ask(self._node.query, answered, name, payload, params)
+
+    def respond(self, query: Query, payload: bytes) -> "Deferred[None]":
+        """Answer a query, once and before its deadline. Fails with CommandError."""
+        return self.driver.run(self._node.respond, query, payload)
+
+    def change_keys(self, query: str, key: str = "") -> "Deferred[KeyResult]":
+        """Install, use, remove or list keys on all members (`serfd.serf.keys`); `key` is base64.
+
+        Fails with CommandError if nobody could be asked.
+        """
+        return self.driver.run(self._node.change_keys, query, key)
+
+    def coordinate(self, name: str) -> Coordinate | None:
+        """Where a member is in the network, if that is known."""
+        return self._node.coordinate(name)
 
     def stats(self) -> dict[str, dict[str, str]]:
         """Sections `agent`, `runtime`, `serf`, `tags`, `event_handlers` of texts (rpc.md 5)."""
@@ -142,6 +190,10 @@ class Agent:
         self._shut_down()
 
     # Steps.
+
+    def _must_stop(self, reason: str) -> None:
+        _log.error("stopping: %s", reason)
+        self._shut_down()
 
     async def _join(self, texts: Sequence[str], *, replay: bool) -> int:
         if not texts:

@@ -224,6 +224,39 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     tombstone_timeout: Seconds = Seconds(86400.0)
     """A member that left is forgotten after this long."""
 
+    query_timeout_mult: Positive = 16
+    """A query without a timeout waits this many gossip intervals, times the logarithm of the
+    cluster's size."""
+
+    query_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 1024
+    """Bytes of an encoded query, at most."""
+
+    query_response_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 1024
+    """Bytes of an encoded answer to a query, at most."""
+
+    user_event_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 512
+    """Bytes of a user event, name and payload, and of the whole when encoded, at most."""
+
+    disable_name_resolution: bool = False
+    """Do not ask the cluster who is right when another node has this node's name."""
+
+    disable_coordinates: bool = False
+    """Do not estimate round-trip times."""
+
+    coalesce_period: Seconds = Seconds(0.0)
+    """Collect changes of members for up to this long and tell them as one event. 0: tell each at
+    once."""
+
+    quiescent_period: Seconds = Seconds(1.0)
+    """With coalesce_period: tell them earlier, when nothing has changed for this long."""
+
+    user_coalesce_period: Seconds = Seconds(3.0)
+    """Of user events that may coalesce, hand on only the newest of each name in this time. 0: hand
+    on each at once."""
+
+    user_quiescent_period: Seconds = Seconds(1.0)
+    """With user_coalesce_period: hand it on earlier, when no more came for this long."""
+
     event_handlers: list[str] = field(default_factory=list)
     """Serf's event scripts, "FILTER=SCRIPT"; run by the bundled plugin `script`."""
 

@@ -83,4 +83,30 @@ class Finish(NamedTuple):
     """What the command promised, or a `CommandError`."""
 
 
-Effect: TypeAlias = SendPacket | Connect | Write | Close | Emit | Finish
+class Answer(NamedTuple):
+    """Something came in for a command that is still under way: for who asked, and nobody else."""
+
+    command: Command[Any]
+    answer: Any
+    """For a query: `serfd.serf.queries.QueryAnswer`."""
+
+
+class SaveKeyring(NamedTuple):
+    """Replace the keyring file. What came of it comes back as `keyring_saved`."""
+
+    keys: tuple[bytes, ...]
+
+    def __repr__(self) -> str:
+        """Without the keys."""
+        return f"SaveKeyring({len(self.keys)} keys)"
+
+
+class Stop(NamedTuple):
+    """This node must not go on: end the process, without leaving."""
+
+    reason: str
+
+
+Effect: TypeAlias = (
+    SendPacket | Connect | Write | Close | Emit | Finish | Answer | SaveKeyring | Stop
+)

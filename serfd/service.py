@@ -1,14 +1,12 @@
 """The running process: one agent with its sockets, plugins and signals."""
 
 import base64
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -17,12 +15,13 @@ from twisted.internet.task import LoopingCall, deferLater
 
 from serfd import __version__, logs, systemd
 from serfd.agent import Agent
-from serfd.config import GOSSIP_PORT, RPC_PORT, Config, decode_key, split_address
+from serfd.config import GOSSIP_PORT, RPC_PORT, Config, split_address
 from serfd.errors import CommandError, ConfigError, SerfdError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import LoadedPlugin
 from serfd.hooks.loader import load as load_plugins
 from serfd.net.interfaces import addresses_of, interface_address, private_address
+from serfd.net.keyring_file import load_keyring
 from serfd.net.reactor import install
 from serfd.net.sockets import bind_gossip, bind_rpc, resolve_host
 from serfd.net.transport import PACKET_MAX, AcceptFactory, PacketProtocol
@@ -364,15 +363,4 @@ def _keyring(config: Config) -> Keyring:
     """The keys of the configuration. Raises ConfigError, which does not repeat them."""
     if config.encrypt_key:
         return Keyring([base64.b64decode(config.encrypt_key)])
-    if not config.keyring_file:
-        return Keyring([])
-    path = Path(config.keyring_file)
-    try:
-        texts = json.loads(path.read_text(encoding="ascii"))
-        if not isinstance(texts, list) or not texts:
-            raise ValueError("expected a JSON list of base64 keys, at least one")
-        return Keyring([decode_key(str(text), what="one of its keys") for text in texts])
-    except OSError as error:
-        raise ConfigError(f"keyring_file {path}: {error.strerror}") from None
-    except ValueError as error:
-        raise ConfigError(f"keyring_file {path}: {error}") from None
+    return Keyring(load_keyring(config.keyring_file) if config.keyring_file else [])

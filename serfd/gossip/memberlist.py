@@ -65,6 +65,9 @@ PARTS_MAX = 127
 """Messages in one packet: real agents mis-read more (gossip.md 3.1)."""
 BURST_GAP = 0.005
 """Seconds between two rounds of gossip while there is news that was never sent."""
+BACKLOG = 48
+"""With more messages waiting than about one round carries, the next round does not wait for the
+gossip interval."""
 LEAVING_GOSSIP_INTERVAL = 0.05
 """Seconds between two rounds of gossip while this node says goodbye and somebody waits for it."""
 NOTES_DELAY = 1.0
@@ -78,6 +81,8 @@ STREAMS_ACCEPTED_MAX = 128
 """Streams of peers open at once; more are closed without an answer (gossip.md 1)."""
 MERGES_MAX = 64
 """States waiting to be merged; more are dropped, the next exchange brings them again."""
+CLAIMS_MAX = 128
+"""Names of members that have a second claimant, remembered at once."""
 RELAYS_MAX = 1024
 """Pings on behalf of others that are open at once."""
 QUEUE_MAX = 32_768
@@ -179,8 +184,8 @@ class Delegate(Protocol):
     def message_received(self, payload: bytes, source: Address) -> None:
         """A user message arrived."""
 
-    def has_broadcasts(self) -> bool:
-        """Whether the layer above has messages to spread."""
+    def broadcasts_waiting(self) -> int:
+        """How many messages the layer above has to spread."""
 
     def has_fresh_broadcasts(self) -> bool:
         """Whether one of them was never sent."""
@@ -205,6 +210,15 @@ class Delegate(Protocol):
 
     def name_conflict(self, held: Peer, rumour: Alive) -> None:
         """Two addresses claim one name."""
+
+    def name_contested(self, claim: Alive) -> None:
+        """Somebody at another address answers to this node's name."""
+
+    def ack_payload(self) -> bytes:
+        """What goes along with the answer to a ping."""
+
+    def ping_completed(self, peer: Peer, rtt: float, payload: bytes) -> None:
+        """A probe was answered directly, after `rtt` seconds, with this payload."""
 
     def join_over(self, join: JoinRun) -> None:
         """Every address of a join has answered or failed."""
@@ -252,7 +266,8 @@ class Memberlist:
         self._suspicions: dict[str, Suspicion] = {}
         self._probe: Probe | None = None
         self._probe_missed = False
-        self._relays: dict[int, RelayedPing] = {}
+        self._relays: dict[int, RelayedPing | Alive] = {}
+        """Pings beside the probe: for others, and to who claims this node's name."""
         self._seq = 0
         self._streams: dict[StreamId, Exchange] = {}
         self._accepted = 0
@@ -318,9 +333,12 @@ class Memberlist:
         """A stream ended, or could not be opened; `error` says why, None: the peer closed it."""
         self._now = now
         exchange = self._streams.get(stream)
-        if exchange is not None:
-            self._end(exchange)
-            self._failed(exchange, error or "closed before the answer was complete: EOF")
+        if exchange is None:
+            return
+        exchange.end = error or "closed before the answer was complete: EOF"
+        # A large answer is read slice by slice; its end may come before the last of them.
+        if not exchange.reader.pending:
+            self._ended(exchange)
 
     def wake(self, now: float) -> None:
         """Time passed: do what is due."""
@@ -407,12 +425,12 @@ class Memberlist:
         What is fresh goes out at once, paced so that a flood is packed; what was sent before is
         sent again every gossip interval. An idle node has no timer at all.
         """
-        if self.queue.has_fresh or self._delegate.has_fresh_broadcasts():
-            due = self._gossiped_at + BURST_GAP
-        elif len(self.queue) or self._delegate.has_broadcasts():
-            due = self._gossiped_at + self._gossip_interval
-        else:
+        waiting = len(self.queue) + self._delegate.broadcasts_waiting()
+        if not waiting:
             return
+        fresh = self.queue.has_fresh or self._delegate.has_fresh_broadcasts()
+        hurry = fresh or waiting > BACKLOG
+        due = self._gossiped_at + (BURST_GAP if hurry else self._gossip_interval)
         held = self._timers.deadline(GossipDue())
         if held is None or due < held:
             self._timers.set(GossipDue(), max(due, self._now))
@@ -464,7 +482,9 @@ class Memberlist:
             case Refute(incarnation):
                 self._refute(incarnation, f"an alive at {rumour.incarnation}")
             case Conflict(held, claim):
-                if len(self._claims) < PARTS_MAX and held is not self._local:
+                if held is self._local:
+                    self._ask_claimant(claim)
+                elif len(self._claims) < CLAIMS_MAX:
                     self._claims[held.name] = claim
                 self._delegate.name_conflict(held, claim)
             case Revived(peer, joined, updated):
@@ -634,12 +654,18 @@ class Memberlist:
     def _answered(self, ack: Ack) -> None:
         probe = self._probe
         if probe is not None and ack.seq == probe.seq:
+            if ack.payload and AckOverdue(ack.seq) in self._timers:
+                # Only a direct answer tells of the way between the two.
+                self._delegate.ping_completed(probe.peer, self._now - probe.started, ack.payload)
             self._end_probe(-1)
             return
         relay = self._relays.pop(ack.seq, None)
         if relay is not None:
             self._timers.cancel(RelayOverdue(ack.seq))
-            self._send_with_news(encode(Ack(relay.asker_seq)), relay.asker)
+            if isinstance(relay, RelayedPing):
+                self._send_with_news(encode(Ack(relay.asker_seq)), relay.asker)
+            else:
+                self._delegate.name_contested(relay)
 
     def _answer_ping(self, ping: Ping, source: Address) -> None:
         if ping.node and ping.node != self._local.name:
@@ -647,7 +673,7 @@ class Memberlist:
             return
         to = _reply_address(ping, source)
         if to is not None:
-            self._send_with_news(encode(Ack(ping.seq)), to)
+            self._send_with_news(encode(Ack(ping.seq, self._delegate.ack_payload())), to)
 
     def _relay_ping(self, request: IndirectPing, source: Address) -> None:
         asker = _reply_address(request, source)
@@ -663,9 +689,23 @@ class Memberlist:
         target = socket_address(request.target, request.port or self._local.port)
         self._send_with_news(encode(self._ping(seq, request.node)), target)
 
+    def _ask_claimant(self, claim: Alive) -> None:
+        """Find out whether somebody really lives there under this node's name.
+
+        After a move to a new address others may tell for a while of the old one.
+        """
+        if len(claim.addr) not in (4, 16) or len(self._relays) >= RELAYS_MAX:
+            return
+        if any(isinstance(held, Alive) for held in self._relays.values()):
+            return
+        seq = self._next_seq()
+        self._relays[seq] = claim
+        self._timers.set(RelayOverdue(seq), self._now + self._config.probe_timeout)
+        self._send((encode(self._ping(seq, claim.node)),), socket_address(claim.addr, claim.port))
+
     def _relay_failed(self, seq: int) -> None:
         relay = self._relays.pop(seq)
-        if relay.nack:
+        if isinstance(relay, RelayedPing) and relay.nack:
             self._send_with_news(encode(Nack(relay.asker_seq)), relay.asker)
 
     def _ping(self, seq: int, node: str) -> Ping:
@@ -703,14 +743,14 @@ class Memberlist:
             )
             budget -= sum(map(len, parts)) + 2 * len(parts)
             self._settle()
-        if budget > 3 and self._delegate.has_broadcasts():
+        if budget > 3 and self._delegate.broadcasts_waiting():
             room = PARTS_MAX - 1 - len(parts)
             for message in self._delegate.broadcasts(overhead=3, limit=budget, count=room):
                 parts.append(b"\x08" + message)
         return parts
 
     def _send_with_news(self, message: bytes, to: Address) -> None:
-        if len(self.queue) or self._delegate.has_broadcasts():
+        if len(self.queue) or self._delegate.broadcasts_waiting():
             budget = self._config.packet_size_max - len(message) - 2 - self._codec.overhead
             parts = self._fill(budget)
             if parts:
@@ -723,6 +763,12 @@ class Memberlist:
     ) -> None:
         data = self._codec.seal(parts, crc=crc, nonce=self._nonce, pack=pack)
         self._effects.append(SendPacket(data, to))
+
+    def exchange_soon(self) -> None:
+        """News may have been missed: exchange state with somebody now."""
+        held = self._timers.deadline(PushPullDue())
+        if held is not None:
+            self._timers.set(PushPullDue(), self._now)
 
     def send_user(self, payload: bytes, to: Address) -> None:
         """Send one user message straight to an address."""
@@ -800,6 +846,8 @@ class Memberlist:
                 return
         if exchange.reader.pending:
             self._timers.set(StreamReadable(exchange.stream), self._now + TURN)
+        elif exchange.end is not None:
+            self._ended(exchange)
 
     def _ping_received(self, exchange: Exchange, ping: Ping) -> None:
         if isinstance(exchange.purpose, Answering) and ping.node in ("", self._local.name):
@@ -902,6 +950,11 @@ class Memberlist:
                 self._ask_next(run)
             case Answering() | PingingByStream():
                 pass
+
+    def _ended(self, exchange: Exchange) -> None:
+        assert exchange.end is not None
+        self._end(exchange)
+        self._failed(exchange, exchange.end)
 
     def _close(self, exchange: Exchange) -> None:
         self._end(exchange)

@@ -14,13 +14,16 @@ from twisted.internet.interfaces import IDelayedCall, IUDPTransport
 
 from serfd.effects import (
     Address,
+    Answer,
     Close,
     Command,
     Connect,
     Effect,
     Emit,
     Finish,
+    SaveKeyring,
     SendPacket,
+    Stop,
     StreamId,
     Write,
 )
@@ -66,9 +69,17 @@ class Driver:
         reactor: Reactor,
         publish: Callable[[Event], None],
         *,
+        save_keyring: Callable[[tuple[bytes, ...]], str | None] = lambda keys: None,
+        stop: Callable[[str], None] = lambda reason: None,
         strict: bool = False,
     ) -> None:
-        """`publish` gets every event; `strict` raises what would only be logged: for tests."""
+        """`publish` gets every event; `strict` raises what would only be logged: for tests.
+
+        `save_keyring` replaces the keyring file and gives what went wrong, or None; `stop` ends the
+        process for a reason.
+        """
+        self._save_keyring = save_keyring
+        self._stop_process = stop
         self._node = node
         self._reactor = reactor
         self._publish = publish
@@ -79,6 +90,7 @@ class Driver:
         self._connectors: dict[StreamId, Any] = {}
         self._cuts: dict[StreamId, IDelayedCall] = {}
         self._waiting: dict[Command[Any], Deferred[Any]] = {}
+        self._answered: dict[Command[Any], Callable[[Any], None]] = {}
         self._effects: deque[Effect] = deque()
         self._is_carrying = False
         self._alarm: IDelayedCall | None = None
@@ -125,6 +137,22 @@ class Driver:
         self._waiting[command] = deferred
         self._carry_out()
         return deferred
+
+    def ask(
+        self,
+        ask: Callable[Concatenate[float, P], Command[T]],
+        answered: Callable[[Any], None],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> "Deferred[T]":
+        """As `run`; `answered` gets what comes in for the command until then."""
+
+        def noting(now: float, /, *args: P.args, **kwargs: P.kwargs) -> Command[T]:
+            command = ask(now, *args, **kwargs)
+            self._answered[command] = answered
+            return command
+
+        return self.run(noting, *args, **kwargs)
 
     # From the sockets (`serfd.net.transport.Listener`).
 
@@ -186,10 +214,17 @@ class Driver:
                 self._publish(event)
             case Finish(command, result):
                 deferred = self._waiting.pop(command)
+                self._answered.pop(command, None)
                 if isinstance(result, CommandError):
                     deferred.errback(result)
                 else:
                     deferred.callback(result)
+            case Answer(command, answer):
+                self._answered[command](answer)
+            case SaveKeyring(keys):
+                self._feed(self._node.keyring_saved, self._save_keyring(keys))
+            case Stop(reason):
+                self._stop_process(reason)
             case Connect(stream, to):
                 self._connect(stream, to)
             case Write(stream, data):

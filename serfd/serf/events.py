@@ -95,4 +95,19 @@ class UserEvent:
     coalesce: bool
 
 
-Event: TypeAlias = MemberEvent | UserEvent
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Somebody asks the cluster something; this node may answer, once."""
+
+    ltime: int
+    id: int
+    """With the ltime it tells queries apart; for `respond`."""
+    name: str
+    payload: bytes
+    source: str
+    """The node that asks."""
+    deadline: float
+    """Monotonic seconds; later answers are not waited for."""
+
+
+Event: TypeAlias = MemberEvent | UserEvent | Query

@@ -10,18 +10,38 @@ from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from random import Random
-from typing import Any, NamedTuple, TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from serfd.config import Config
-from serfd.effects import Address, Command, Effect, Emit, Finish, NonceSource, StreamId
+from serfd.effects import Address, Command, Effect, Emit, NonceSource, Stop, StreamId
 from serfd.errors import CommandError, WireError
 from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
 from serfd.gossip.exchange import JoinRun
 from serfd.gossip.member_table import PROTOCOL, PROTOCOL_MAX, PROTOCOL_MIN, Peer
 from serfd.gossip.memberlist import Memberlist
-from serfd.serf.events import Member, MemberEvent, MemberEventKind, Status, UserEvent, ip_text
-from serfd.serf.lamport import LamportClock, RecentRing
-from serfd.serf.members import Members, Record
+from serfd.serf import names
+from serfd.serf.asking import HeardOver, Queries, QueryOver, UserAsker
+from serfd.serf.coalesce import MemberCoalescer
+from serfd.serf.common import Common
+from serfd.serf.coordinates import Coordinate, CoordinateClient
+from serfd.serf.coordinates import decode as decode_coordinate
+from serfd.serf.coordinates import encode as encode_coordinate
+from serfd.serf.events import (
+    Event,
+    Member,
+    MemberEvent,
+    MemberEventKind,
+    Query,
+    Status,
+    UserEvent,
+    ip_text,
+)
+from serfd.serf.keyrings import Keyrings
+from serfd.serf.keys import KEY_QUERIES, KeyResult
+from serfd.serf.lamport import LamportClock
+from serfd.serf.members import Record
+from serfd.serf.queries import HeardQuery, QueryDone, QueryParams, check_name
+from serfd.serf.user_events import EventsDue, Hearing, MissingOverdue, Telling
 from serfd.timers import Timers
 from serfd.wire.envelope import Envelope
 from serfd.wire.sealing import Keyring
@@ -31,6 +51,8 @@ from serfd.wire.serf_messages import (
     LeaveIntent,
     PushPullState,
     QueryMessage,
+    QueryResponse,
+    Relay,
     UserEventMessage,
     decode,
     encode,
@@ -45,6 +67,8 @@ TAGS_SIZE_MAX = 512
 REAP_INTERVAL = 15.0
 LEAVE_PROPAGATE_DELAY = 0.5
 """Seconds that a node which said goodbye still answers, while others pass its goodbye on."""
+TRACE = 5
+"""The log level below DEBUG."""
 QUEUE_MAX = 4096
 """Messages waiting in each of Serf's queues at most (serf.md 16)."""
 
@@ -77,7 +101,23 @@ class PruneDue:
     ltime: int
 
 
-Timer: TypeAlias = ReapDue | ReconnectDue | FarewellDue | LeaveDone | PruneDue
+@dataclass(frozen=True, slots=True)
+class MembersDue:
+    """Collected changes of members are to be told."""
+
+
+Timer: TypeAlias = (
+    ReapDue
+    | ReconnectDue
+    | FarewellDue
+    | LeaveDone
+    | PruneDue
+    | MembersDue
+    | EventsDue
+    | MissingOverdue
+    | QueryOver
+    | HeardOver
+)
 
 
 class Stage(Enum):
@@ -132,33 +172,41 @@ class Node:
 
         Raises CommandError if the tags of the config are too long to announce.
         """
-        self._log = logging.getLogger("serfd.serf" + log_suffix)
+        log = logging.getLogger("serfd.serf" + log_suffix)
+        self._common = Common(config, name, now=now, rng=rng, log=log)
+        self._effects = self._common.effects
+        self._members = self._common.members
+        self._log = log
         self._config = config
-        self._name = name
-        self._now = now
         self._rng = rng
-        self._effects: list[Effect] = []
-        self._tags = dict(config.tags)
-        self._meta = self._encode_tags(self._tags)
         self._keyring = keyring
+        self._meta = self._encode_tags(config.tags)
         self._stage = Stage.ALIVE
         self._leaving: Command[None] | None = None
         self._clock = LamportClock()
-        self._event_clock = LamportClock()
-        self._query_clock = LamportClock()
-        self._event_min_time = 0
         self._joins_without_replay = 0
-        self._seen_events: RecentRing[tuple[str, bytes]] = RecentRing()
-        self._seen_queries: RecentRing[int] = RecentRing()
-        self._members = Members(name)
+        self._coalescer = MemberCoalescer(config.coalesce_period, config.quiescent_period)
+        self._coordinates = None if config.disable_coordinates else CoordinateClient(name, rng)
         self._timers: Timers[Timer] = Timers()
+        self._hearing = Hearing(self._common, self._timers, self._event_missing)
+        self._telling = Telling(
+            self._common, self._hearing, lambda message: self._queue(self._events, message)
+        )
+        self._asking = Queries(
+            self._common,
+            self._timers,
+            spread=lambda message: self._queue(self._queries, message),
+            answer_internal=self._answer_internal,
+        )
+        self._keyrings = Keyrings(self._common, keyring, self._asking)
+        self._is_voting = False
         self._commands: dict[Hashable, str] = {}
         """Commands that wait for a broadcast, with the error if it takes too long."""
         self._conflict_told_at: dict[str, float] = {}
         envelope = Envelope(keyring=keyring, compress=config.enable_compression)
         protocol = (PROTOCOL_MIN, PROTOCOL_MAX, PROTOCOL)
         serf_protocol = (SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX, config.protocol)
-        self._memberlist = Memberlist(
+        self._memberlist = self._common.memberlist = Memberlist(
             config.gossip,
             name=name,
             addr=addr,
@@ -187,27 +235,27 @@ class Node:
 
     def packet_received(self, now: float, data: bytes, source: Address) -> None:
         """A datagram came in. Whatever a peer sends, this does not raise."""
-        self._now = now
+        self._common.now = now
         self._memberlist.packet_received(now, data, source)
 
     def stream_opened(self, now: float, peer: Address) -> StreamId:
         """A peer connected; the number by which the stream goes from now on."""
-        self._now = now
+        self._common.now = now
         return self._memberlist.stream_opened(now, peer)
 
     def stream_received(self, now: float, stream: StreamId, data: bytes) -> None:
         """Bytes came in on a stream."""
-        self._now = now
+        self._common.now = now
         self._memberlist.stream_received(now, stream, data)
 
     def stream_closed(self, now: float, stream: StreamId, error: str | None) -> None:
         """A stream ended or could not be opened; `error` says why."""
-        self._now = now
+        self._common.now = now
         self._memberlist.stream_closed(now, stream, error)
 
     def wake(self, now: float) -> None:
         """Time passed."""
-        self._now = now
+        self._common.now = now
         self._memberlist.wake(now)
         while (timer := self._timers.pop_due(now)) is not None:
             match timer:
@@ -221,6 +269,16 @@ class Node:
                     self._left()
                 case PruneDue(name, ltime):
                     self._prune_later(name, ltime)
+                case MembersDue():
+                    self._emit_all(self._coalescer.flush())
+                case EventsDue():
+                    self._hearing.events_due()
+                case MissingOverdue():
+                    self._hearing.missing_overdue()
+                case QueryOver(ltime):
+                    self._asking.over(ltime)
+                case HeardOver(ltime, number):
+                    self._asking.heard_over(ltime, number)
 
     # What its owner may ask. A command returns a ticket; `Finish` brings the result.
 
@@ -228,10 +286,10 @@ class Node:
         self, now: float, addresses: Sequence[Address], *, replay: bool = False
     ) -> Command[Joined]:
         """Exchange state with each address. With `replay`, recent user events are delivered."""
-        self._now = now
+        self._common.now = now
         command: Command[Joined] = Command(f"join {', '.join(map(str, addresses))}")
         if self._stage is not Stage.ALIVE:
-            self._finish(command, CommandError("Serf can't Join after Leave or Shutdown"))
+            self._common.finish(command, CommandError("Serf can't Join after Leave or Shutdown"))
             return command
         self._joins_without_replay += not replay
         self._memberlist.join(now, addresses, ticket=JoinAsked(command, replay))
@@ -239,22 +297,22 @@ class Node:
 
     def leave(self, now: float) -> Command[None]:
         """Leave the cluster: tell everybody, and give them time to pass it on (serf.md 6.3)."""
-        self._now = now
+        self._common.now = now
         command: Command[None] = Command("leave")
         if self._stage is Stage.LEFT:
-            self._finish(command, None)
+            self._common.finish(command, None)
         elif self._stage is Stage.LEAVING:
-            self._finish(command, CommandError("Leave already in progress"))
+            self._common.finish(command, CommandError("Leave already in progress"))
         else:
             self._stage = Stage.LEAVING
             self._leaving = command
             self._memberlist.hurry()
-            self._send_leave_intent(self._name, prune=False, ticket=Goodbye.INTENT)
+            self._send_leave_intent(self._common.name, prune=False, ticket=Goodbye.INTENT)
         return command
 
     def force_leave(self, now: float, name: str, *, prune: bool = False) -> Command[None]:
         """Declare a member as left, so that nobody waits for it; with `prune` forget it."""
-        self._now = now
+        self._common.now = now
         command: Command[None] = Command(f"force-leave {name}")
         self._commands[command] = "timed out broadcasting node removal"
         self._send_leave_intent(name, prune=prune, ticket=command)
@@ -264,18 +322,70 @@ class Node:
         self, now: float, tags: Mapping[str, str], *, delete: Sequence[str] = ()
     ) -> Command[None]:
         """Delete tags, then set others, and tell everybody."""
-        self._now = now
+        self._common.now = now
         command: Command[None] = Command("tags")
-        changed = {k: v for k, v in self._tags.items() if k not in delete} | dict(tags)
+        changed = {k: v for k, v in self._common.tags.items() if k not in delete} | dict(tags)
         try:
             meta = self._encode_tags(changed)
         except CommandError as error:
-            self._finish(command, error)
+            self._common.finish(command, error)
             return command
-        self._tags, self._meta = changed, meta
+        self._common.tags, self._meta = changed, meta
         self._commands[command] = "timeout waiting for update broadcast"
         self._memberlist.update_meta(now, command)
         return command
+
+    def user_event(
+        self, now: float, name: str, payload: bytes, *, coalesce: bool = True
+    ) -> Command[None]:
+        """Tell everybody something; done when it is on its way, which a burst has to wait for.
+
+        One that may `coalesce` may be replaced by a later one of its name before it is heard.
+        """
+        self._common.now = now
+        command = self._telling.tell(name, payload, coalesce=coalesce)
+        self._telling.go_on(len(self._events))
+        return command
+
+    def query(
+        self, now: float, name: str, payload: bytes, params: QueryParams
+    ) -> Command[QueryDone]:
+        """Ask everybody something. `Answer` brings each answer, `Finish` the end."""
+        self._common.now = now
+        command: Command[QueryDone] = Command(f"query {name}")
+        try:
+            check_name(name, payload)
+            self._asking.ask(name, payload, params, UserAsker(self._common, command))
+        except CommandError as error:
+            self._common.finish(command, error)
+        return command
+
+    def respond(self, now: float, query: Query, payload: bytes) -> Command[None]:
+        """Answer a query; once, and before its deadline."""
+        self._common.now = now
+        command: Command[None] = Command(f"respond to {query.name}")
+        try:
+            self._asking.respond(query, payload)
+        except CommandError as error:
+            # Serf's own words, a misnomer that its clients know (serf.md 11.5).
+            text = f"failed to respond to key query: {error}"
+            self._common.finish(command, CommandError(text))
+        else:
+            self._common.finish(command, None)
+        return command
+
+    def change_keys(self, now: float, query: str, key: str = "") -> Command[KeyResult]:
+        """Ask all members to install, use, remove or list keys; `query` is one of `KEY_QUERIES`.
+
+        `key` is base64. Changes are made one after the other.
+        """
+        self._common.now = now
+        return self._keyrings.change(query, key)
+
+    def keyring_saved(self, now: float, error: str | None) -> None:
+        """What came of the oldest `SaveKeyring`."""
+        self._common.now = now
+        self._keyrings.saved(error)
 
     # What it wants.
 
@@ -297,12 +407,12 @@ class Node:
     @property
     def name(self) -> str:
         """This node's name."""
-        return self._name
+        return self._common.name
 
     @property
     def tags(self) -> Mapping[str, str]:
         """This node's tags."""
-        return self._tags
+        return self._common.tags
 
     @property
     def stage(self) -> Stage:
@@ -317,6 +427,10 @@ class Node:
         """The member of that name."""
         record = self._members.get(name)
         return record.snapshot() if record is not None else None
+
+    def coordinate(self, name: str) -> Coordinate | None:
+        """Where a member is in the network, if that is known (serf.md 14)."""
+        return None if self._coordinates is None else self._coordinates.get(name)
 
     @property
     def member_count(self) -> int:
@@ -336,8 +450,8 @@ class Node:
             "left": str(len(self._members.left)),
             "health_score": str(self._memberlist.awareness.score),
             "member_time": str(self._clock.time),
-            "event_time": str(self._event_clock.time),
-            "query_time": str(self._query_clock.time),
+            "event_time": str(self._hearing.clock.time),
+            "query_time": str(self._asking.clock.time),
             "intent_queue": str(len(self._intents)),
             "event_queue": str(len(self._events)),
             "query_queue": str(len(self._queries)),
@@ -352,9 +466,9 @@ class Node:
         """This node's tags, encoded."""
         return self._meta
 
-    def has_broadcasts(self) -> bool:
-        """Whether a queue holds a message."""
-        return bool(len(self._intents) or len(self._queries) or len(self._events))
+    def broadcasts_waiting(self) -> int:
+        """How many messages the queues hold."""
+        return len(self._intents) + len(self._queries) + len(self._events)
 
     def has_fresh_broadcasts(self) -> bool:
         """Whether a queue holds a message that was never sent."""
@@ -376,6 +490,7 @@ class Node:
                 limit -= sum(map(len, some)) + overhead * len(some)
                 taken += some
         self._settle()
+        self._telling.go_on(len(self._events))
         return taken
 
     def message_received(self, payload: bytes, source: Address) -> None:
@@ -395,11 +510,13 @@ class Node:
             case UserEventMessage():
                 if self._user_event(message):
                     self._queue(self._events, payload)
-            case QueryMessage(ltime=ltime, id=query, flags=flags):
-                self._query_clock.witness(ltime)
-                is_new = self._seen_queries.is_new(ltime, query, self._query_clock.time)
-                if is_new and not flags & NO_BROADCAST:
+            case QueryMessage():
+                if self._asking.heard(message) and not message.flags & NO_BROADCAST:
                     self._queue(self._queries, payload)
+            case QueryResponse():
+                self._asking.response(message)
+            case Relay():
+                self._asking.relay(message, source)
             case _:
                 self._log.debug("%s from %s is not for us", type(message).__name__, source)
 
@@ -410,9 +527,9 @@ class Node:
                 self._clock.time,
                 {record.peer.name: record.status_ltime for record in self._members},
                 list(self._members.left),
-                self._event_clock.time,
-                list(self._seen_events),
-                self._query_clock.time,
+                self._hearing.clock.time,
+                list(self._hearing.seen),
+                self._asking.clock.time,
             )
         )
 
@@ -428,8 +545,8 @@ class Node:
             return
         for clock, time in (
             (self._clock, remote.ltime),
-            (self._event_clock, remote.event_ltime),
-            (self._query_clock, remote.query_ltime),
+            (self._hearing.clock, remote.event_ltime),
+            (self._asking.clock, remote.query_ltime),
         ):
             if time > 0:
                 clock.witness(time - 1)
@@ -441,7 +558,7 @@ class Node:
             if name not in gone:
                 self._join_intent(JoinIntent(ltime, name))
         if join and self._joins_without_replay:
-            self._event_min_time = max(self._event_min_time, remote.event_ltime)
+            self._hearing.ignore_before(remote.event_ltime)
         for ltime, events in remote.events:
             for name, payload in events:
                 self._user_event(UserEventMessage(ltime, name, payload, coalesce=False))
@@ -461,23 +578,24 @@ class Node:
 
     def member_left(self, peer: Peer) -> None:
         """Gossip lost a member."""
-        change = self._members.gone(peer, self._now)
+        change = self._members.gone(peer, self._common.now)
         if change is not None:
             record, kind = change
             what = "EventMemberLeave" if kind is MemberEventKind.LEAVE else "EventMemberFailed"
             self._log.info("%s: %s %s", what, peer.name, ip_text(record.peer.addr))
             self._emit_member(kind, record)
+            self._asking.member_gone(peer.name)
 
     def name_conflict(self, held: Peer, rumour: Alive) -> None:
         """Two addresses claim one name."""
         told = self._conflict_told_at
-        if self._now - told.get(held.name, float("-inf")) < REAP_INTERVAL:
+        if self._common.now - told.get(held.name, float("-inf")) < REAP_INTERVAL:
             return
         if len(told) >= QUEUE_MAX:
             told.clear()
-        told[held.name] = self._now
+        told[held.name] = self._common.now
         claimant = Member(rumour.node, rumour.addr, rumour.port, {}, Status.NONE, rumour.vsn)
-        if held.name == self._name:
+        if held.name == self._common.name:
             self._log.error(
                 "Node name conflicts with another node at %s. Names must be unique!",
                 claimant.address,
@@ -490,6 +608,40 @@ class Node:
                 claimant.address,
             )
 
+    def name_contested(self, claim: Alive) -> None:
+        """Somebody else answers to this node's name: let the cluster decide."""
+        if self._config.disable_name_resolution or self._is_voting:
+            return
+        whose = self._common.name.encode("utf-8", "surrogateescape")
+        vote = names.NameVote(self._common, self._vote_over)
+        try:
+            self._asking.ask(names.QUERY, whose, QueryParams(wait_all=True), vote)
+            self._is_voting = True
+        except CommandError as error:
+            self._log.error("cannot ask who bears this node's name: %s", error)
+
+    def _vote_over(self, *, lost: bool) -> None:
+        self._is_voting = False
+        if lost:
+            self._effects.append(Stop("another node bears this node's name"))
+
+    def ack_payload(self) -> bytes:
+        """This node's coordinate, for who pings it."""
+        return b"" if self._coordinates is None else encode_coordinate(self._coordinates.own)
+
+    def ping_completed(self, peer: Peer, rtt: float, payload: bytes) -> None:
+        """A probe tells how far away a member is (serf.md 14)."""
+        if self._coordinates is None:
+            return
+        try:
+            other = decode_coordinate(payload)
+        except WireError as error:
+            self._log.error("coordinate of %s: %s", peer.name, error)
+            return
+        why = self._coordinates.update(peer.name, other, rtt) if other is not None else None
+        if why is not None:
+            self._log.log(TRACE, "Rejected coordinate from %s: %s", peer.name, why)
+
     def join_over(self, join: JoinRun) -> None:
         """All addresses of a join were tried."""
         asked = join.ticket
@@ -497,7 +649,7 @@ class Node:
             self._joins_without_replay -= not asked.replay
             if join.contacted and self._stage is Stage.ALIVE:
                 self._send_join_intent()
-            self._finish(asked.command, Joined(join.contacted, join.failures))
+            self._common.finish(asked.command, Joined(join.contacted, join.failures))
 
     def broadcast_over(self, ticket: Hashable, *, in_time: bool) -> None:
         """A broadcast was sent often enough, or took too long."""
@@ -509,13 +661,13 @@ class Node:
                     self._say_farewell()
             case Goodbye.FAREWELL:
                 delay = LEAVE_PROPAGATE_DELAY if self._memberlist.table.anyone_else else 0.0
-                self._timers.set(LeaveDone(), self._now + delay)
+                self._timers.set(LeaveDone(), self._common.now + delay)
             case _:
                 assert isinstance(ticket, Command)
                 error = self._commands.pop(ticket)
                 # With nobody there to tell, the wait is over at once and nothing was missed.
                 lost = not in_time and self._memberlist.table.anyone_else
-                self._finish(ticket, CommandError(error) if lost else None)
+                self._common.finish(ticket, CommandError(error) if lost else None)
 
     # Steps.
 
@@ -523,7 +675,7 @@ class Node:
         """Whether it is news."""
         self._clock.witness(intent.ltime)
         decision = self._members.leave_intent(
-            intent.node, intent.ltime, self._now, own_leave=self._stage is not Stage.ALIVE
+            intent.node, intent.ltime, self._common.now, own_leave=self._stage is not Stage.ALIVE
         )
         if decision.refute:
             self._log.debug("Refuting an older leave intent")
@@ -541,22 +693,31 @@ class Node:
     def _join_intent(self, intent: JoinIntent) -> bool:
         """Whether it is news."""
         self._clock.witness(intent.ltime)
-        return self._members.join_intent(intent.node, intent.ltime, self._now).spread
+        return self._members.join_intent(intent.node, intent.ltime, self._common.now).spread
 
     def _user_event(self, event: UserEventMessage) -> bool:
         """Whether it is news."""
-        self._event_clock.witness(event.ltime)
-        if event.ltime < self._event_min_time:
-            return False
-        item = (event.name, event.payload)
-        if not self._seen_events.is_new(event.ltime, item, self._event_clock.time):
-            return False
-        heard = UserEvent(event.ltime, event.name, event.payload, event.coalesce)
-        self._effects.append(Emit(heard))
-        return True
+        return self._hearing.heard(
+            UserEvent(event.ltime, event.name, event.payload, event.coalesce)
+        )
+
+    def _event_missing(self) -> None:
+        # Events travel in state exchanges too.
+        self._memberlist.exchange_soon()
+
+    def _answer_internal(self, heard: HeardQuery) -> None:
+        name, payload = heard.message.name, heard.message.payload
+        if name in KEY_QUERIES:
+            self._keyrings.asked(heard)
+        elif name == names.QUERY:
+            whose = payload.decode("utf-8", "surrogateescape")
+            if whose != self._common.name:
+                self._asking.answer(heard, encode(names.whois(self._members.get(whose))))
+        elif name != "_serf_ping":
+            self._log.warning("Unhandled internal query %r", name)
 
     def _send_join_intent(self) -> None:
-        intent = JoinIntent(self._clock.time, self._name)
+        intent = JoinIntent(self._clock.time, self._common.name)
         self._join_intent(intent)
         self._queue(self._intents, encode(intent))
 
@@ -571,7 +732,7 @@ class Node:
             # rounds it takes.
             rounds = max(1.0, math.log10(len(self._members)))
             self._timers.set(
-                FarewellDue(), self._now + rounds * self._config.gossip.gossip_interval
+                FarewellDue(), self._common.now + rounds * self._config.gossip.gossip_interval
             )
         self._memberlist.await_broadcast(ticket)
         if others:
@@ -579,18 +740,18 @@ class Node:
 
     def _say_farewell(self) -> None:
         if self._stage is Stage.LEAVING and not self._memberlist.table.leaving:
-            self._memberlist.leave(self._now, Goodbye.FAREWELL)
+            self._memberlist.leave(self._common.now, Goodbye.FAREWELL)
 
     def _left(self) -> None:
         self._stage = Stage.LEFT
         assert self._leaving is not None
-        self._finish(self._leaving, None)
+        self._common.finish(self._leaving, None)
 
     def _prune(self, record: Record, ltime: int) -> None:
         """Forget a member for good; one that still seems alive may refute first (serf.md 6.4)."""
         if record.status is Status.LEAVING:
             wait = self._config.broadcast_timeout + LEAVE_PROPAGATE_DELAY
-            self._timers.set(PruneDue(record.peer.name, ltime), self._now + wait)
+            self._timers.set(PruneDue(record.peer.name, ltime), self._common.now + wait)
         else:
             self._erase(record, "EventMemberReap (forced)")
 
@@ -600,17 +761,23 @@ class Node:
             self._erase(record, "EventMemberReap (forced)")
 
     def _reap(self) -> None:
-        self._timers.set(ReapDue(), self._now + REAP_INTERVAL)
+        self._timers.set(ReapDue(), self._common.now + REAP_INTERVAL)
         for record in self._members.reap(
-            self._now,
+            self._common.now,
             failed_after=self._config.reconnect_timeout,
             left_after=self._config.tombstone_timeout,
         ):
+            self._forget(record)
             self._tell_reaped(record, "EventMemberReap")
 
     def _erase(self, record: Record, what: str) -> None:
         self._members.erase(record)
+        self._forget(record)
         self._tell_reaped(record, what)
+
+    def _forget(self, record: Record) -> None:
+        if self._coordinates is not None:
+            self._coordinates.forget(record.peer.name)
 
     def _tell_reaped(self, record: Record, what: str) -> None:
         self._log.info("%s: %s", what, record.peer.name)
@@ -618,7 +785,7 @@ class Node:
 
     def _reconnect(self) -> None:
         """Try one failed member, the more often the more have failed (serf.md 6.5)."""
-        self._timers.set(ReconnectDue(), self._now + self._config.reconnect_interval)
+        self._timers.set(ReconnectDue(), self._common.now + self._config.reconnect_interval)
         failed = self._members.failed
         if not failed or self._stage is not Stage.ALIVE:
             return
@@ -628,7 +795,7 @@ class Node:
             return
         record = self._rng.choice(list(failed.values()))
         self._log.info("attempting reconnect to %s %s", record.peer.name, record.peer.address)
-        self._memberlist.join(self._now, (record.peer.address,), ticket=None)
+        self._memberlist.join(self._common.now, (record.peer.address,), ticket=None)
 
     def _queue(self, queue: BroadcastQueue, message: bytes, ticket: Hashable | None = None) -> None:
         queue.add(message, ticket=ticket)
@@ -644,7 +811,13 @@ class Node:
 
     def _emit_member(self, kind: MemberEventKind, record: Record) -> None:
         """Tell of a member; what happens to many in one moment is told as one event."""
-        members: tuple[Member, ...] = (record.snapshot(),)
+        member = record.snapshot()
+        if self._coalescer.take(kind, member, self._common.now):
+            due = self._coalescer.pace.due
+            assert due is not None
+            self._timers.set(MembersDue(), due)
+            return
+        members: tuple[Member, ...] = (member,)
         last = self._effects[-1] if self._effects else None
         if isinstance(last, Emit):
             event = last.event
@@ -653,11 +826,11 @@ class Node:
                 self._effects.pop()
         self._effects.append(Emit(MemberEvent(kind, members)))
 
+    def _emit_all(self, events: list[Event]) -> None:
+        self._effects += [Emit(event) for event in events]
+
     def _encode_tags(self, tags: Mapping[str, str]) -> bytes:
         meta = encode_tags(tags, protocol=self._config.protocol)
         if len(meta) > TAGS_SIZE_MAX:
             raise CommandError(f"Encoded length of tags exceeds limit of {TAGS_SIZE_MAX} bytes")
         return meta
-
-    def _finish(self, command: Command[Any], result: Any) -> None:
-        self._effects.append(Finish(command, result))
