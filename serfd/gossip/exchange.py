@@ -86,7 +86,7 @@ Purpose: TypeAlias = Answering | Asking | PingingByStream
 class Exchange:
     """One open stream: why it is open, and what has been read of it."""
 
-    __slots__ = ("head", "peer", "purpose", "reader", "states", "stream")
+    __slots__ = ("end", "head", "peer", "purpose", "reader", "states", "stream")
 
     def __init__(
         self, stream: StreamId, peer: Address, reader: StreamReader, purpose: Purpose
@@ -95,6 +95,8 @@ class Exchange:
         self.peer = peer
         self.reader = reader
         self.purpose = purpose
+        self.end: str | None = None
+        """Why the stream has ended, while what it brought is still being read."""
         self.head: PushPullHead | None = None
         self.states: list[NodeState] = []
 

@@ -318,9 +318,12 @@ class Memberlist:
         """A stream ended, or could not be opened; `error` says why, None: the peer closed it."""
         self._now = now
         exchange = self._streams.get(stream)
-        if exchange is not None:
-            self._end(exchange)
-            self._failed(exchange, error or "closed before the answer was complete: EOF")
+        if exchange is None:
+            return
+        exchange.end = error or "closed before the answer was complete: EOF"
+        # A large answer is read slice by slice; its end may come before the last of them.
+        if not exchange.reader.pending:
+            self._ended(exchange)
 
     def wake(self, now: float) -> None:
         """Time passed: do what is due."""
@@ -800,6 +803,8 @@ class Memberlist:
                 return
         if exchange.reader.pending:
             self._timers.set(StreamReadable(exchange.stream), self._now + TURN)
+        elif exchange.end is not None:
+            self._ended(exchange)
 
     def _ping_received(self, exchange: Exchange, ping: Ping) -> None:
         if isinstance(exchange.purpose, Answering) and ping.node in ("", self._local.name):
@@ -902,6 +907,11 @@ class Memberlist:
                 self._ask_next(run)
             case Answering() | PingingByStream():
                 pass
+
+    def _ended(self, exchange: Exchange) -> None:
+        assert exchange.end is not None
+        self._end(exchange)
+        self._failed(exchange, exchange.end)
 
     def _close(self, exchange: Exchange) -> None:
         self._end(exchange)
