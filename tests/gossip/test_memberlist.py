@@ -495,3 +495,29 @@ def test_a_flood_of_strangers_news_stays_within_bounds(monkeypatch: pytest.Monke
     tracemalloc.stop()
     assert len(one.node.memberlist.queue) <= 500
     assert peak < 20_000_000
+
+
+def test_a_large_answer_is_read_to_its_end_although_the_peer_has_closed() -> None:
+    one = OneNode()
+    one.node.join(0.0, [address("n2")])
+    ((stream, _),) = one.connects()
+    states = [node_state(f"n{i}") for i in range(2, 3002)]
+    one.reply(stream, encode_push_pull(states, b"", join=True))
+    one.node.stream_closed(0.0, stream, None)
+    one.run_until(0.2)
+    assert one.node.member_count == 3001
+    assert [result.contacted for result in one.results()] == [1]
+
+
+def test_an_answer_that_breaks_off_has_failed() -> None:
+    one = OneNode()
+    one.node.join(0.0, [address("n2")])
+    ((stream, _),) = one.connects()
+    body = encode_push_pull([node_state(f"n{i}") for i in range(2, 3002)], b"", join=True)
+    one.node.stream_received(0.0, stream, body[:-5])
+    one.node.stream_closed(0.0, stream, None)
+    one.run_until(0.2)
+    (result,) = one.results()
+    assert (result.contacted, len(result.failures)) == (0, 1)
+    assert "EOF" in result.failures[0]
+    assert one.node.member_count == 1
