@@ -1,22 +1,41 @@
-"""Runs Serf's event scripts: a program for each membership event, as `event_handlers` says."""
+"""Runs Serf's event scripts: a program for each event and query, as `event_handlers` says."""
 
+import itertools
 import logging
+import math
 import os
 import re
+import time
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Annotated, NamedTuple
+from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
+from typing import Annotated, Any, NamedTuple
 
 from twisted.internet.defer import CancelledError, Deferred
 
-from serfd.hooks import Agent, Member, Meta, ProcessResult, Seconds, Struct, hookimpl
+from serfd.hooks import (
+    Agent,
+    CommandError,
+    Member,
+    Meta,
+    Query,
+    Seconds,
+    Struct,
+    UserEvent,
+    hookimpl,
+)
 
-MEMBER_EVENTS = ("member-join", "member-leave", "member-failed", "member-update", "member-reap")
+_FILTERS = (
+    "*", "member-join", "member-leave", "member-failed", "member-update", "member-reap", "user",
+    "query",
+)  # fmt: skip
 OUTPUT_MAX = 8192
 """Bytes kept of the end of what a script writes."""
 SLOW = Seconds(1.0)
 STDERR_LINES_MAX = 20
 
+_SHELL = ("/bin/sh", "-c")
+# What a query's script writes to stderr is part of the answer, and in its place there.
+_SHELL_OF_QUERIES = ("/bin/sh", "-c", 'exec /bin/sh -c "$0" 2>&1')
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n"})
 # What systemd tells serfd is not for the scripts: one of them could keep the watchdog quiet.
 _NOT_PASSED_ON = re.compile(r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*")
@@ -30,21 +49,177 @@ class Handler(NamedTuple):
     filters: tuple[str, ...]
     script: str
 
-    def times(self, event: str) -> int:
-        """How often the script runs for a member event: once for each filter that matches."""
-        return sum(item in ("*", event) for item in self.filters)
+    def times(self, event: str, name: str) -> int:
+        """How often the script runs for an event: once for each filter that matches."""
+        matching = ("*", event, f"{event}:", f"{event}:{name}")
+        return sum(item in matching for item in self.filters)
 
 
 class Run(NamedTuple):
     """A script that is to run."""
 
     handler: int
+    script: str
     event: str
-    members: Sequence[Member]
+    """Its kind in Serf's words: `member-join`, `user`, `query`."""
+    what: Sequence[Member] | UserEvent | Query
+
+    @property
+    def left(self) -> float:
+        """Seconds until it is of no use any more."""
+        return self.what.deadline - time.monotonic() if isinstance(self.what, Query) else math.inf
+
+    @property
+    def input(self) -> bytes:
+        """What the script reads. agent.md 6."""
+        if not isinstance(self.what, UserEvent | Query):
+            return member_lines(self.what)
+        payload = self.what.payload
+        return payload + b"\n" if payload and not payload.endswith(b"\n") else payload
+
+    @property
+    def variables(self) -> dict[str, str]:
+        """What only a script for such an event has in its environment. agent.md 6."""
+        match self.what:
+            case UserEvent(ltime=ltime, name=name):
+                return {"SERF_USER_EVENT": name, "SERF_USER_LTIME": str(ltime)}
+            case Query(ltime=ltime, name=name):
+                return {"SERF_QUERY_NAME": name, "SERF_QUERY_LTIME": str(ltime)}
+            case _:
+                return {}
+
+
+class Line:
+    """Those that wait for their turn to run the same script."""
+
+    def __init__(self, length_max: int) -> None:
+        self.running = 0
+        self._length_max = length_max
+        self._waiting: deque[tuple[int, Run]] = deque()
+        self._dropped = 0
+        """Since none waited the last time."""
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+    @property
+    def since(self) -> int:
+        """When the first in line came."""
+        return self._waiting[0][0]
+
+    def put(self, now: int, run: Run) -> None:
+        """Let it wait; if too many do, the oldest is dropped."""
+        if len(self._waiting) >= self._length_max:
+            self._waiting.popleft()
+            if not self._dropped:
+                log.warning(
+                    "Script '%s': %d runs wait for their turn, the oldest are dropped",
+                    run.script, self._length_max,
+                )  # fmt: skip
+            self._dropped += 1
+        self._waiting.append((now, run))
+
+    def take(self) -> Run | None:
+        """Take out the first that is of use still."""
+        run: Run | None = None
+        while self._waiting and run is None:
+            _, first = self._waiting.popleft()
+            if first.left > 0:
+                run = first
+            else:
+                self._dropped += 1
+            if self._dropped and not self._waiting:
+                log.warning(
+                    "Script '%s': %d runs were dropped, none waits now",
+                    first.script, self._dropped,
+                )  # fmt: skip
+                self._dropped = 0
+        return run
+
+    def clear(self) -> int:
+        """Let nobody wait; gives how many did."""
+        count = len(self._waiting)
+        self._waiting.clear()
+        return count
+
+
+class Lines:
+    """A line for each handler: what waits for one that hangs is not in the way of others."""
+
+    def __init__(
+        self,
+        run: Callable[[Run], Coroutine[Any, Any, None]],
+        handlers: int,
+        *,
+        of_one: int,
+        together: int,
+        queue: int,
+    ) -> None:
+        """`of_one` handler, so many run at once, of all `together`; `queue` wait for each."""
+        self._run = run
+        self._of_one = of_one
+        self._together = together
+        self._lines = [Line(queue) for _ in range(handlers)]
+        self._workers: dict[Deferred[None], None] = {}
+        """Each runs one script after the other until none is ready."""
+        self._arrivals = itertools.count()
+        self._all_done: Deferred[None] | None = None
+
+    def put(self, run: Run) -> None:
+        """Run it now, or when it is its turn: the oldest whose handler is free comes next."""
+        line = self._lines[run.handler]
+        # Those that wait do so because their handler is busy, or all are: it overtakes none.
+        if len(self._workers) >= self._together or line.running >= self._of_one:
+            line.put(next(self._arrivals), run)
+            return
+        worker = Deferred.fromCoroutine(self._work(run))
+        self._workers[worker] = None
+        _ = worker.addErrback(
+            lambda failure: log.error("scripts: %s", failure.getTraceback())
+        ).addCallback(lambda _: self._worker_ended(worker))
+
+    async def all_done(self) -> None:
+        """Return when none runs and none waits."""
+        if self._workers:
+            self._all_done = Deferred()
+            await self._all_done
+
+    def end(self) -> None:
+        """End those that run, and do not begin those that wait."""
+        if waiting := sum(line.clear() for line in self._lines):
+            log.warning("%d waiting scripts are not run, serfd stops", waiting)
+        for worker in list(self._workers):
+            worker.cancel()
+
+    async def _work(self, first: Run) -> None:
+        run: Run | None = first
+        while run is not None:
+            line = self._lines[run.handler]
+            line.running += 1
+            try:
+                await self._run(run)
+            finally:
+                line.running -= 1
+            run = self._next()
+
+    def _next(self) -> Run | None:
+        """Take out the oldest whose handler is free."""
+        while ready := [line for line in self._lines if line and line.running < self._of_one]:
+            if run := min(ready, key=lambda line: line.since).take():
+                return run
+        return None
+
+    def _worker_ended(self, worker: Deferred[None]) -> None:
+        del self._workers[worker]
+        if self._all_done is not None and not self._workers and not self._all_done.called:
+            self._all_done.callback(None)
 
 
 class Plugin:
-    """Scripts of one handler run in the order of their events, those of several side by side."""
+    """Scripts of one handler run in the order of their events, those of several side by side.
+
+    Those for queries run beside them: whoever asks has little time.
+    """
 
     class Settings(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         """The table [plugins.script]; `event_handlers` of the main table come first."""
@@ -53,13 +228,13 @@ class Plugin:
         """Texts "FILTER=SCRIPT", as in `event_handlers`."""
 
         concurrency: Annotated[int, Meta(ge=1, le=64)] = 4
-        """So many scripts run at once."""
+        """So many scripts run at once for events, and so many of each handler for queries."""
 
         timeout: Seconds = Seconds(60.0)
-        """A script that runs longer is ended, with all it has started."""
+        """A script that runs longer, or past its query's deadline, is ended with all it started."""
 
         queue: Annotated[int, Meta(ge=1, le=100_000)] = 1024
-        """So many scripts may wait for their turn; then the oldest is dropped."""
+        """So many runs of one handler may wait for their turn; then the oldest is dropped."""
 
         def __post_init__(self) -> None:
             """Check texts that have a form of their own."""
@@ -72,129 +247,112 @@ class Plugin:
         self._agent = agent
         self._settings = settings
         self._handlers = [parse_handler(spec) for spec in settings.handlers]
-        self._waiting: deque[Run] = deque()
-        self._running: dict[int, Deferred[ProcessResult]] = {}
-        """Each handler's script that runs now."""
-        self._dropped = 0
-        """Since none waited the last time."""
-        self._all_done: Deferred[None] | None = None
-        later = [h.script for h in self._handlers for item in h.filters if _is_later(item)]
-        if later:
-            log.warning(
-                "user events and queries do not run scripts yet: %s",
-                ", ".join(repr(script) for script in dict.fromkeys(later)),
-            )
+        at_once, queue = settings.concurrency, settings.queue
+        count = len(self._handlers)
+        self._events = Lines(self._invoke_for_event, count, of_one=1, together=at_once, queue=queue)
+        self._queries = Lines(
+            self._invoke_for_query, count, of_one=at_once, together=at_once * count, queue=queue
+        )
 
     @hookimpl
     def member_join(self, members: Sequence[Member]) -> None:
         """Run the scripts for `member-join`."""
-        self._add("member-join", members)
+        self._put(self._events, "member-join", "", members)
 
     @hookimpl
     def member_leave(self, members: Sequence[Member]) -> None:
         """Run the scripts for `member-leave`."""
-        self._add("member-leave", members)
+        self._put(self._events, "member-leave", "", members)
 
     @hookimpl
     def member_failed(self, members: Sequence[Member]) -> None:
         """Run the scripts for `member-failed`."""
-        self._add("member-failed", members)
+        self._put(self._events, "member-failed", "", members)
 
     @hookimpl
     def member_update(self, members: Sequence[Member]) -> None:
         """Run the scripts for `member-update`."""
-        self._add("member-update", members)
+        self._put(self._events, "member-update", "", members)
 
     @hookimpl
     def member_reap(self, members: Sequence[Member]) -> None:
         """Run the scripts for `member-reap`."""
-        self._add("member-reap", members)
+        self._put(self._events, "member-reap", "", members)
+
+    @hookimpl
+    def user_event(self, event: UserEvent) -> None:
+        """Run the scripts for `user`."""
+        self._put(self._events, "user", event.name, event)
+
+    # Scripts are told of every query, whoever answers it. They answer by themselves: the first
+    # that has written something is heard, and no plugin waits for them.
+    @hookimpl(tryfirst=True)
+    def query(self, query: Query) -> None:
+        """Run the scripts for `query`."""
+        self._put(self._queries, "query", query.name, query)
 
     @hookimpl
     async def stop(self) -> None:
         """Let all that run and wait finish; end them when the time for that is up."""
-        if not self._running:
-            return
-        self._all_done = Deferred()
         try:
-            await self._all_done
+            await self._events.all_done()
+            await self._queries.all_done()
         except CancelledError:
-            if self._waiting:
-                log.warning("%d waiting scripts are not run, serfd stops", len(self._waiting))
-                self._waiting.clear()
-            for running in list(self._running.values()):
-                running.cancel()
+            self._events.end()
+            self._queries.end()
             raise
 
-    def _add(self, event: str, members: Sequence[Member]) -> None:
+    def _put(
+        self, lines: Lines, event: str, name: str, what: Sequence[Member] | UserEvent | Query
+    ) -> None:
         for number, handler in enumerate(self._handlers):
-            for _ in range(handler.times(event)):
-                self._wait(Run(number, event, members))
-        while len(self._running) < self._settings.concurrency and (run := self._next()):
-            _ = Deferred.fromCoroutine(self._work(run)).addErrback(
-                lambda failure: log.error("scripts: %s", failure.getTraceback())
-            )
+            for _ in range(handler.times(event, name)):
+                lines.put(Run(number, handler.script, event, what))
 
-    def _wait(self, run: Run) -> None:
-        if len(self._waiting) >= self._settings.queue:
-            self._waiting.popleft()
-            if not self._dropped:
-                log.warning(
-                    "%d scripts wait for their turn, the oldest are dropped", self._settings.queue
-                )
-            self._dropped += 1
-        self._waiting.append(run)
+    async def _invoke_for_event(self, run: Run) -> None:
+        await self._invoke(run, self._settings.timeout)
 
-    def _next(self) -> Run | None:
-        """Take out the oldest whose handler does not run just now."""
-        for place, run in enumerate(self._waiting):
-            if run.handler not in self._running:
-                del self._waiting[place]
-                if self._dropped and not self._waiting:
-                    log.warning("%d scripts were dropped, none waits now", self._dropped)
-                    self._dropped = 0
-                return run
-        return None
+    async def _invoke_for_query(self, run: Run) -> None:
+        """Run it, but not after the query's deadline; what it writes is the answer."""
+        assert isinstance(run.what, Query)
+        output = await self._invoke(run, Seconds(min(max(0, run.left), self._settings.timeout)))
+        if output:
+            try:
+                await self._agent.respond(run.what, output)
+            except CommandError as error:
+                name = f"query: {run.what.name}"
+                log.warning("Failed to respond to query %r: %s", name, error)
 
-    async def _work(self, first: Run) -> None:
-        """Run one after the other until none is ready."""
-        run: Run | None = first
-        while run is not None:
-            await self._invoke(run)
-            run = self._next()
-        if self._all_done is not None and not self._running and not self._all_done.called:
-            self._all_done.callback(None)
-
-    async def _invoke(self, run: Run) -> None:
-        script = self._handlers[run.handler].script
+    async def _invoke(self, run: Run, timeout: Seconds) -> bytes:
+        """Run the script; gives what it wrote, or nothing if it failed."""
+        script = run.script
+        shell = _SHELL_OF_QUERIES if run.event == "query" else _SHELL
         try:
-            running = self._agent.run(
-                ["/bin/sh", "-c", script],
-                stdin=member_lines(run.members),
-                env=environment(run.event, self._agent.name, self._agent.tags),
-                timeout=self._settings.timeout,
+            result = await self._agent.run(
+                [*shell, script],
+                stdin=run.input,
+                env=environment(run.event, self._agent.name, self._agent.tags) | run.variables,
+                timeout=timeout,
                 output_max=OUTPUT_MAX,
             )
-            self._running[run.handler] = running
-            result = await running
         except (OSError, ValueError) as error:
             log.error("Error invoking script '%s': %s", script, error)
-            return
+            return b""
         except CancelledError:
             log.error("Error invoking script '%s': ended because serfd stops", script)
-            return
-        finally:
-            self._running.pop(run.handler, None)
+            return b""
         log.debug("Event '%s' script output: %s", run.event, _text(result.stdout))
         if result.seconds > SLOW:
             log.warning("Script '%s' slow, execution exceeding 1s", script)
         ended_well = result.status == 0 and not result.timed_out
-        for line in _last_lines(_text(result.stderr)):
+        errors = result.stdout if run.event == "query" and not ended_well else result.stderr
+        for line in _last_lines(_text(errors)):
             log.log(logging.INFO if ended_well else logging.WARNING, "'%s': %s", script, line)
         if result.timed_out:
-            log.error("Error invoking script '%s': ended after %gs", script, self._settings.timeout)
+            log.error("Error invoking script '%s': ended after %gs", script, round(timeout, 1))
         elif not ended_well:
             log.error("Error invoking script '%s': %s", script, result.status_text)
+        return result.stdout if ended_well else b""
 
 
 def parse_handler(spec: str) -> Handler:
@@ -204,7 +362,7 @@ def parse_handler(spec: str) -> Handler:
         return Handler(("*",), spec)
     filters = tuple((before or "*").split(","))
     for item in filters:
-        if item not in ("*", *MEMBER_EVENTS) and not _is_later(item):
+        if item not in _FILTERS and not item.startswith(("user:", "query:")):
             raise ValueError(f"Invalid event script: Event '{item}' invoking '{script}'")
     return Handler(filters, script)
 
@@ -241,10 +399,6 @@ def _member_line(member: Member) -> str:
         text.translate(_ESCAPES) for text in (member.name, member.tags.get("role", ""), tags)
     )
     return f"{name}\t{member.ip}\t{role}\t{tags}\n"
-
-
-def _is_later(item: str) -> bool:
-    return item in ("user", "query") or item.startswith(("user:", "query:"))
 
 
 def _text(output: bytes) -> str:

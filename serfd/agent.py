@@ -19,7 +19,7 @@ from serfd.net.keyring_file import save_keyring
 from serfd.net.process import ProcessResult, run_process
 from serfd.net.resolve import resolve
 from serfd.serf.coordinates import Coordinate
-from serfd.serf.events import Event, Member, Query
+from serfd.serf.events import Event, Member, MemberEvent, Query, UserEvent
 from serfd.serf.keys import KeyResult
 from serfd.serf.node import Node
 from serfd.serf.queries import EVERYBODY, QueryAnswer, QueryDone, QueryParams
@@ -68,6 +68,11 @@ class Agent:
     def members(self) -> list[Member]:
         """Everybody known: alive, leaving, left and failed, this node included."""
         return self._node.members()
+
+    @property
+    def members_version(self) -> int:
+        """As long as this number stays the same, `members` does too."""
+        return self._node.members_version
 
     def join(self, addresses: Sequence[str], *, replay: bool = False) -> "Deferred[int]":
         """Join a cluster through any of `addresses`; gives the number that answered.
@@ -221,8 +226,25 @@ class Agent:
         raise JoinFailed(text)
 
     def _publish(self, event: Event) -> None:
+        _log.info("Received event: %s", _shown(event))
         for listener in tuple(self._listeners):
             listener(event)
+
+
+def _shown(event: Event) -> str:
+    """`member-join`, `user-event: deploy`, `query: load`, as Serf logs them (agent.md 6)."""
+    match event:
+        case MemberEvent():
+            return event.name
+        case UserEvent():
+            return f"user-event: {_one_line(event.name)}"
+        case Query():
+            return f"query: {_one_line(event.name)}"
+
+
+def _one_line(name: str) -> str:
+    """As it is, unless a stranger has put a line's end or the like into it."""
+    return name if name.isprintable() else repr(name)
 
 
 def _handlers(specs: Sequence[str]) -> dict[str, str]:

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 _TRUE = ("1", "t", "T", "true", "True", "TRUE")
+_UNITS = {
+    "ns": 1e-9, "us": 1e-6, "µs": 1e-6, "μs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0,
+}  # fmt: skip
 _FALSE = ("0", "f", "F", "false", "False", "FALSE")
 
 
@@ -80,6 +83,23 @@ class Parsed:
         values = self.values.get(name, [])
         assert isinstance(values, list), name
         return values
+
+    def integer(self, name: str, default: int = 0) -> int:
+        """The whole number that a plain option gives, or `default`. Raises OptionError."""
+        text = self.text(name)
+        if not text:
+            return default
+        if not text.removeprefix("-").removeprefix("+").isdecimal():
+            raise _bad_value(name, text, "a whole number")
+        return int(text)
+
+    def seconds(self, name: str, default: float = 0.0) -> float:
+        """The duration that a plain option gives, in Go's syntax, or `default`.
+
+        Raises OptionError.
+        """
+        text = self.text(name)
+        return _seconds(name, text) if text else default
 
 
 def parse(argv: Sequence[str], options: Sequence[Option]) -> Parsed:
@@ -161,6 +181,31 @@ def _bool(name: str, text: str) -> bool:
         return False
     raise OptionError(
         f'invalid boolean value "{text}" for -{name}: parse error\nExpected true or false.'
+    )
+
+
+def _seconds(name: str, text: str) -> float:
+    rest = text.removeprefix("-").removeprefix("+")
+    total = 0.0
+    while rest and rest != "0":
+        number, unit = _leading(rest, "0123456789.")
+        unit, rest = _leading(unit, "nuµμmsh")
+        try:
+            total += float(number) * _UNITS[unit]
+        except (KeyError, ValueError):
+            raise _bad_value(name, text, "a duration like 500ms, 10s or 1m30s") from None
+    return -total if text[0] == "-" else total
+
+
+def _leading(text: str, chars: str) -> tuple[str, str]:
+    """What `text` begins with of these characters, and the rest."""
+    rest = text.lstrip(chars)
+    return text[: len(text) - len(rest)], rest
+
+
+def _bad_value(name: str, text: str, expected: str) -> OptionError:
+    return OptionError(
+        f'invalid value "{text}" for flag -{name}: parse error\nExpected {expected}.'
     )
 
 

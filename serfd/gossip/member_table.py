@@ -145,6 +145,8 @@ class MemberTable:
         self._present = 0
         self.leaving = False
         """This node has said goodbye: rumours that it is alive are ignored from now on."""
+        self.upgrades = 0
+        """How often a present member came with other versions; Serf hears of no such change."""
 
     # What it knows.
 
@@ -229,7 +231,9 @@ class MemberTable:
         peer.addr = rumour.addr
         peer.port = rumour.port
         peer.meta = rumour.meta
-        peer.versions = rumour.vsn
+        if rumour.vsn != peer.versions:
+            peer.versions = rumour.vsn
+            self.upgrades += 1
         if peer.state is not State.ALIVE:
             self._enter(peer, State.ALIVE, now)
         return Revived(peer, joined, updated)

@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Mapping, Sequence
 
 from pluggy import HookimplMarker, HookspecMarker
 
-from serfd.serf.events import Member
+from serfd.serf.events import Member, Query, UserEvent
 
 PROJECT = "serfd"
 """What pluggy marks and finds the implementations by."""
@@ -54,10 +54,21 @@ def member_reap(members: Sequence[Member]) -> Awaitable[None] | None:
     """Nodes that left or failed long ago were forgotten."""
 
 
+@hookspec
+def user_event(event: UserEvent) -> Awaitable[None] | None:
+    """Somebody told the whole cluster something."""
+
+
+@hookspec(firstresult=True)
+def query(query: Query) -> Awaitable[bytes | str | None] | bytes | str | None:
+    """Give the answer to a query, or None to leave it to the next plugin."""
+
+
 HOOKS: Mapping[str, tuple[str, ...]] = {
     spec.__name__: tuple(inspect.signature(spec).parameters)
     for spec in (
         start, stop, member_join, member_leave, member_failed, member_update, member_reap,
+        user_event, query,
     )
 }  # fmt: skip
 """Every hook with the names of the arguments serfd passes."""

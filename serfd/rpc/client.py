@@ -29,9 +29,6 @@ LIST_LENGTH_MAX = 1 << 20
 RECORDS_EARLY_MAX = 512
 """Records kept while another request waits for its reply; more are dropped, as Go's client does."""
 
-PATIENCE = 1.0
-"""Seconds without an answer after which `waiting` is called."""
-
 _RECEIVE_SIZE = 1 << 16
 
 # Every other command is answered by a header alone (rpc.md 4).
@@ -52,10 +49,12 @@ _NOTHING = object()
 class RpcError(SerfdError):
     """The agent refused, or answered with nonsense. The text is the agent's own, if it gave one."""
 
-    def __init__(self, reason: str) -> None:
+    def __init__(self, reason: str, body: dict[str, Any] | None = None) -> None:
         self.reason = reason
         self.advice = _TOKEN_ADVICE if reason == "Authentication required" else ""
         """What to do about it; may be empty."""
+        self.body = body or {}
+        """What the agent had to say all the same; of key commands and `join`."""
         super().__init__(reason)
 
 
@@ -86,6 +85,7 @@ class Client:
         timeout: float = 10.0,
         *,
         waiting: Callable[[], None] | None = None,
+        patience: float = 1.0,
     ) -> None:
         """Connect. Handshake and token travel with the first command, in one write.
 
@@ -94,7 +94,7 @@ class Client:
             auth: the agent's rpc_auth; empty if it has none.
             timeout: limit in seconds for connecting and for each write. Reading has none: a leave
                 takes as long as it takes.
-            waiting: called once for every request whose reply has not come after `PATIENCE`
+            waiting: called once for every request whose reply has not come after `patience`
                 seconds.
 
         Raises:
@@ -103,6 +103,7 @@ class Client:
         self._address = address
         self._timeout = timeout
         self._waiting = waiting
+        self._patience = patience
         self._notice: Callable[[], None] | None = None
         self._pack = Packer(use_bin_type=True, unicode_errors="surrogateescape").pack
         self._unpacker = Unpacker(
@@ -222,6 +223,82 @@ class Client:
                 raise RpcError(f"section {section} of stats is no map but {type(values).__name__}")
         return stats
 
+    def event(self, name: str, payload: bytes | None = None, *, coalesce: bool = True) -> None:
+        """Tell the whole cluster something."""
+        self.call("event", {"Coalesce": coalesce, "Name": name, "Payload": payload})
+
+    def query(
+        self,
+        name: str,
+        payload: bytes | None = None,
+        *,
+        nodes: Sequence[str] | None = None,
+        tags: Mapping[str, str] | None = None,
+        want_ack: bool = False,
+        relay_factor: int = 0,
+        timeout: float = 0.0,
+        wait_all: bool = False,
+    ) -> Iterator[dict[str, Any]]:
+        """Ask the whole cluster something; asked when this returns, which gives the answers.
+
+        They are maps of `Type`, `ack` or `response`, `From` and `Payload` (rpc.md 8). They end when
+        the query does: serfd ends it when all have answered, Serf always waits for the timeout, and
+        so does serfd with `wait_all`. Other streams of the connection are not heard meanwhile.
+
+        Args:
+            name: of the query.
+            payload: up to about 1,000 bytes.
+            nodes: only these answer.
+            tags: only whose tags match these regular expressions.
+            want_ack: let them all say that they have heard it.
+            relay_factor: so many others pass each answer on, 0 to 255.
+            timeout: seconds; 0 is the agent's own, which depends on the size of the cluster.
+            wait_all: as above.
+        """
+        body = {
+            "FilterNodes": None if nodes is None else list(nodes),
+            "FilterTags": None if tags is None else dict(tags),
+            "Name": name,
+            "Payload": payload,
+            "RelayFactor": relay_factor,
+            "RequestAck": want_ack,
+            "Timeout": round(timeout * 1e9),
+        }
+        if wait_all:
+            body["WaitAll"] = True
+        return self._answers(self.start("query", body))
+
+    def respond(self, number: int, payload: bytes | None = None) -> None:
+        """Answer a query that a stream of this connection told of, by its record's `ID`."""
+        self.call("respond", {"ID": number, "Payload": payload})
+
+    def install_key(self, key: str) -> dict[str, Any]:
+        """Give all members one more key, in base64; returns what they said (rpc.md 4).
+
+        If some refused, RpcError has that in its `body`. So it is with the other key commands.
+        """
+        return self.call("install-key", {"Key": key})
+
+    def use_key(self, key: str) -> dict[str, Any]:
+        """Let all members encrypt with this key, which they must have."""
+        return self.call("use-key", {"Key": key})
+
+    def remove_key(self, key: str) -> dict[str, Any]:
+        """Take a key, which must not be in use, from all members."""
+        return self.call("remove-key", {"Key": key})
+
+    def list_keys(self) -> dict[str, Any]:
+        """All keys in base64, and how many members have each."""
+        return self.call("list-keys")
+
+    def coordinate(self, name: str) -> dict[str, Any] | None:
+        """Where a member is in the network: `Vec`, `Height`, `Adjustment`, `Error` (rpc.md 4).
+
+        None if that is not known.
+        """
+        found = self.call("get-coordinate", {"Node": name})
+        return found.get("Coord") if found.get("Ok") else None
+
     def monitor(self, level: str) -> Iterator[str]:
         """The agent's log from `level` up: the last 512 lines, then as it grows."""
         records = self.stream("monitor", {"LogLevel": level})
@@ -240,8 +317,23 @@ class Client:
             answer = self._read_map()
         self._notice = None
         if error:
-            raise RpcError(error)
+            raise RpcError(error, answer)
         return seq, answer
+
+    def _answers(self, query: int) -> Iterator[dict[str, Any]]:
+        self._notice = self._waiting
+        try:
+            for seq, record in self.records():
+                if seq != query:
+                    continue
+                if record.get("Type") == "done":
+                    return
+                # Real agents end some queries with answers of nobody.
+                if record.get("From"):
+                    yield record
+        finally:
+            self._notice = None
+            self._streams.discard(query)
 
     def _queue(self, command: str, body: Mapping[str, Any] | None) -> int:
         self._seq += 1
@@ -305,7 +397,7 @@ class Client:
 
     def _receive(self) -> bytes:
         if self._notice is not None:
-            self._socket.settimeout(PATIENCE)
+            self._socket.settimeout(self._patience)
             try:
                 return self._receive_now()
             except TimeoutError:
@@ -317,9 +409,10 @@ class Client:
     def _receive_now(self) -> bytes:
         try:
             data = self._socket.recv(_RECEIVE_SIZE)
-        except TimeoutError:
-            raise
-        except OSError:
+        except OSError as error:
+            # Patience that is at its end has no number.
+            if error.errno is None:
+                raise
             raise ConnectionClosed from None
         if not data:
             raise ConnectionClosed
@@ -342,8 +435,24 @@ def address_text(member: Mapping[str, Any]) -> str:
     return f"?{addr.hex()}:{port}"
 
 
+def distance(a: Mapping[str, Any], b: Mapping[str, Any]) -> float:
+    """The round trip to expect between two coordinates as `coordinate` gives them, in seconds.
+
+    The same as `serfd.serf.coordinates.distance`, which a command line tool that is to start
+    quickly cannot import. Raises ValueError or OverflowError for coordinates that are nonsense.
+    """
+    total = 0.0
+    for x, y in zip(a["Vec"], b["Vec"], strict=True):
+        total += (x - y) * (x - y)
+    raw: float = total**0.5 + a["Height"] + b["Height"]
+    adjusted = raw + a["Adjustment"] + b["Adjustment"]
+    return int((adjusted if adjusted > 0 else raw) * 1_000_000_000) / 1_000_000_000
+
+
 def _list(body: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
-    found = body.get(field) or []
+    found = body.get(field)
+    if found is None:
+        return []
     if not isinstance(found, list):
         raise RpcError(f"{field} in the agent's answer is no list but {type(found).__name__}")
     return found
@@ -361,20 +470,23 @@ def _connect(address: str, timeout: float) -> _socket.socket:
         if isinstance(error, _socket.gaierror) and error.errno == _socket.EAI_SERVICE:
             raise _bad_address(f"address tcp/{port}: unknown port") from None
         raise _bad_address(f"lookup {host}: no such host") from None
-    failure = CannotConnect(f"dial tcp: lookup {host}: no addresses", "")
+    failure = _bad_address(f"lookup {host}: no such host")
     for family, kind, protocol, _, where in found:
-        connection = _socket.socket(family, kind, protocol)
-        connection.settimeout(timeout)
         try:
-            connection.connect(where)
-            return connection
+            return _open(_socket.socket(family, kind, protocol), where, timeout)
         except OSError as error:
-            connection.close()
             failure = _refused(where, error)
-        except BaseException:
-            connection.close()
-            raise
     raise failure
+
+
+def _open(connection: _socket.socket, where: tuple[Any, ...], timeout: float) -> _socket.socket:
+    try:
+        connection.settimeout(timeout)
+        connection.connect(where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _refused(where: tuple[Any, ...], error: OSError) -> CannotConnect:
@@ -392,12 +504,12 @@ def _split(address: str) -> tuple[str, str]:
     if not address:
         raise _bad_address("missing address")
     host, colon, port = address.rpartition(":")
+    if not colon or not port or port[-1] == "]":
+        raise _bad_address(f"address {address}: missing port in address")
     if host[:1] == "[" and host[-1:] == "]":
         host = host[1:-1]
     elif ":" in host:
         raise _bad_address(f"address {address}: too many colons in address")
-    if not colon or not port or port[-1] == "]":
-        raise _bad_address(f"address {address}: missing port in address")
     if port.isdigit() and not (port.isascii() and len(port) <= 5 and int(port) <= 65535):
         raise _bad_address(f"address {port}: invalid port")
     # As in Go, no host is this host.

@@ -6,9 +6,10 @@ It raises CommandError for what the caller is to be told, and BadRequest to clos
 """
 
 import logging
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from enum import Enum
-from typing import Concatenate, Final, NamedTuple, Protocol, TypeAlias
+from functools import lru_cache
+from typing import Any, Concatenate, Final, NamedTuple, Protocol, TypeAlias
 
 from twisted.internet.defer import Deferred
 
@@ -17,16 +18,24 @@ from serfd.errors import CommandError
 from serfd.logs import LEVELS
 from serfd.rpc.messages import (
     I32,
+    I64,
+    U8,
     U64,
     BadRequest,
     Fields,
+    PackedMembers,
+    answer_body,
     boolean,
-    members_body,
+    coordinate_body,
+    keys_body,
+    octets,
     text,
     text_map,
     texts,
 )
-from serfd.serf.events import Event, Member, MemberEvent, MemberEventKind, UserEvent
+from serfd.serf.events import Event, Member, MemberEvent, MemberEventKind, Query, Status, UserEvent
+from serfd.serf.keys import INSTALL, LIST, REMOVE, USE
+from serfd.serf.queries import QueryAnswer, QueryParams
 
 log = logging.getLogger("serfd.rpc")
 
@@ -35,11 +44,16 @@ PATTERN_SIZE_MAX: Final = 1024
 """Bytes of one regular expression of `members-filtered`."""
 PATTERN_MEMORY_MAX: Final = 256 << 10
 """Bytes one compiled expression may take; RE2 then matches slower, but in linear time."""
+PATTERNS_KEPT: Final = 16
+"""Compiled ones that are kept for the next request."""
 TAG_FILTERS_MAX: Final = 32
-MEMBERS_PER_TURN: Final = 256
+VALUES_KEPT: Final = 256
+"""Values of a tag for which it is kept whether they match, during one request."""
+MEMBERS_PER_TURN: Final = 1024
 """So many members are filtered before other clients and the gossip get their turn."""
 
-Body: TypeAlias = Mapping[str, object]
+Body: TypeAlias = Mapping[str, object] | bytes
+"""Of a reply: to be packed, or packed already."""
 
 
 class Stage(Enum):
@@ -72,6 +86,21 @@ class EventFilter:
                 return event.name in names
             case UserEvent():
                 return "user" in names or f"user:{event.name}" in names
+            case Query():
+                return "query" in names or f"query:{event.name}" in names
+
+
+class AnswerRecords(Protocol):
+    """The records of a query, on their way to who asked; they wait for the reply to be out."""
+
+    def send(self, body: bytes) -> None:
+        """Send an answer."""
+
+    def finish(self) -> None:
+        """There are no more answers: say so."""
+
+    def end(self) -> None:
+        """There are no more records at all."""
 
 
 class Session(Protocol):
@@ -95,6 +124,15 @@ class Session(Protocol):
 
     def stop(self, seq: int) -> None:
         """End the streams and the monitor that were opened with `seq`, if any."""
+
+    def everybody(self) -> PackedMembers:
+        """All members; the same object as long as none of them changes."""
+
+    def open_query(self) -> AnswerRecords:
+        """The records of a query that is about to be asked. Raises CommandError."""
+
+    def pending(self, number: int) -> Query:
+        """The query that this client's streams told of under this ID. Raises CommandError."""
 
     def after_reply(self, call: Callable[[], None]) -> None:
         """Do this once the reply to this request is out."""
@@ -150,9 +188,57 @@ async def force_leave(session: Session, name: str, prune: bool) -> None:  # noqa
     await session.agent.force_leave(name, prune=prune)
 
 
+async def event(session: Session, name: str, payload: bytes, coalesce: bool) -> None:  # noqa: FBT001 -- a row's field
+    """Tell the whole cluster something."""
+    await session.agent.user_event(name, payload, coalesce=coalesce)
+
+
+async def query(
+    session: Session,
+    nodes: list[str],
+    tags: dict[str, str],
+    want_ack: bool,  # noqa: FBT001 -- a row's field
+    relay_factor: int,
+    nanoseconds: int,
+    name: str,
+    payload: bytes,
+    wait_all: bool,  # noqa: FBT001 -- a row's field
+) -> None:
+    """Ask the whole cluster something; records bring the answers, and the end (rpc.md 8).
+
+    It ends as soon as all that are meant have answered, or at its timeout. `wait_all`, which is
+    serfd's own and unknown to other agents, makes it wait for the timeout in any case, as theirs.
+    """
+    records = session.open_query()
+
+    def answered(answer: QueryAnswer) -> None:
+        # Without a name it would look like the end.
+        if answer.sender:
+            records.send(answer_body(answer))
+
+    params = QueryParams(nodes, tags, want_ack, relay_factor, nanoseconds / 1e9, wait_all)
+    try:
+        over = session.agent.query(name, payload, answered=answered, params=params)
+        if not over.called:
+            # While the end of another command is carried out, a refusal comes after that.
+            await session.turn()
+        if over.called:
+            await over
+    except BaseException:
+        records.end()
+        raise
+    # From now on it can only fail because the daemon stops.
+    _ = over.addBoth(lambda _: records.finish())
+
+
+async def respond(session: Session, number: int, payload: bytes) -> None:
+    """Answer a query that a stream told of."""
+    await session.agent.respond(session.pending(number), payload)
+
+
 def members(session: Session) -> Body:
     """Everybody known."""
-    return members_body(session.agent.members())
+    return session.everybody().body
 
 
 async def members_filtered(session: Session, tags: dict[str, str], status: str, name: str) -> Body:
@@ -162,16 +248,21 @@ async def members_filtered(session: Session, tags: dict[str, str], status: str, 
     filters: list[Callable[[Member], bool]] = []
     if status:
         filters.append(_by_status(status))
+    filters += [_by_tag(tag, pattern) for tag, pattern in tags.items()]
     if name:
         filters.append(_by_name(name))
-    filters += [_by_tag(tag, pattern) for tag, pattern in tags.items()]
-    everybody, found = session.agent.members(), list[Member]()
-    for start in range(0, len(everybody), MEMBERS_PER_TURN):
-        if start and filters:
+    everybody = session.everybody()
+    if not filters:
+        return everybody.body
+    members, found = everybody.members, list[int]()
+    for start in range(0, len(members), MEMBERS_PER_TURN):
+        if start:
             await session.turn()
-        some = everybody[start : start + MEMBERS_PER_TURN]
-        found += [member for member in some if all(matches(member) for matches in filters)]
-    return members_body(found)
+        some: Iterable[int] = range(start, min(start + MEMBERS_PER_TURN, len(members)))
+        for matches in filters:
+            some = [i for i in some if matches(members[i])]
+        found += some
+    return everybody.body_of(found)
 
 
 async def tags(session: Session, changed: dict[str, str], deleted: list[str]) -> None:
@@ -202,10 +293,45 @@ def stats(session: Session) -> Body:
     return session.agent.stats()
 
 
+def get_coordinate(session: Session, name: str) -> Body:
+    """Where a member is in the network."""
+    return coordinate_body(session.agent.coordinate(name))
+
+
+async def install_key(session: Session, key: str) -> Body:
+    """Give all members one more key."""
+    return await _change_keys(session, INSTALL, key)
+
+
+async def use_key(session: Session, key: str) -> Body:
+    """Let all members encrypt with this key."""
+    return await _change_keys(session, USE, key)
+
+
+async def remove_key(session: Session, key: str) -> Body:
+    """Take a key from all members."""
+    return await _change_keys(session, REMOVE, key)
+
+
+async def list_keys(session: Session) -> Body:
+    """The keys of all members, and how many have each."""
+    return await _change_keys(session, LIST, "")
+
+
+async def _change_keys(session: Session, query: str, key: str) -> Body:
+    try:
+        result = await session.agent.change_keys(query, key)
+    except CommandError as error:
+        raise Incomplete(str(error), keys_body(query, None)) from None
+    if result.error:
+        raise Incomplete(result.error, keys_body(query, result))
+    return keys_body(query, result)
+
+
 class Command(NamedTuple):
     """A row of the table."""
 
-    function: Callable[Concatenate[Session, ...], Awaitable[Body | None] | Body | None]
+    function: Callable[Concatenate[Session, ...], Coroutine[Any, Any, Body | None] | Body | None]
     fields: Fields | None = None
     """The request's body; None if it has none."""
     replies: bool = False
@@ -218,6 +344,21 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "join": Command(join, (("Existing", texts), ("Replay", boolean)), replies=True),
     "leave": Command(leave),
     "force-leave": Command(force_leave, (("Node", text), ("Prune", boolean))),
+    "event": Command(event, (("Name", text), ("Payload", octets), ("Coalesce", boolean))),
+    "query": Command(
+        query,
+        (
+            ("FilterNodes", texts),
+            ("FilterTags", text_map),
+            ("RequestAck", boolean),
+            ("RelayFactor", U8),
+            ("Timeout", I64),
+            ("Name", text),
+            ("Payload", octets),
+            ("WaitAll", boolean),
+        ),
+    ),
+    "respond": Command(respond, (("ID", U64), ("Payload", octets))),
     "members": Command(members, replies=True),
     "members-filtered": Command(
         members_filtered, (("Tags", text_map), ("Status", text), ("Name", text)), replies=True
@@ -227,6 +368,11 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "monitor": Command(monitor, (("LogLevel", text),)),
     "stop": Command(stop, (("Stop", U64),)),
     "stats": Command(stats, replies=True),
+    "get-coordinate": Command(get_coordinate, (("Node", text),), replies=True),
+    "install-key": Command(install_key, (("Key", text),), replies=True),
+    "use-key": Command(use_key, (("Key", text),), replies=True),
+    "remove-key": Command(remove_key, (("Key", text),), replies=True),
+    "list-keys": Command(list_keys, replies=True),
 }
 """Every command there is, by its name on the wire."""
 
@@ -245,7 +391,8 @@ def _filter_name(part: str) -> str:
 
 def _by_status(pattern: str) -> Callable[[Member], bool]:
     matches = _matcher(pattern)
-    return lambda member: matches(member.status.text)
+    wanted = {status for status in Status if matches(status.text)}
+    return lambda member: member.status in wanted
 
 
 def _by_name(pattern: str) -> Callable[[Member], bool]:
@@ -254,7 +401,8 @@ def _by_name(pattern: str) -> Callable[[Member], bool]:
 
 
 def _by_tag(tag: str, pattern: str) -> Callable[[Member], bool]:
-    matches = _matcher(pattern)
+    # Most members have one of a few values, which are not looked at again and again.
+    matches = lru_cache(VALUES_KEPT)(_matcher(pattern))
     return lambda member: matches(member.tags.get(tag, ""))
 
 
@@ -268,6 +416,12 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
         raise CommandError(
             f"a regular expression of {len(encoded)} bytes, at most {PATTERN_SIZE_MAX} are possible"
         )
+    search = _compiled(encoded).search
+    return lambda value: search(value.encode("utf-8", "surrogateescape")) is not None
+
+
+@lru_cache(PATTERNS_KEPT)
+def _compiled(pattern: bytes) -> Any:
     import re2  # imported by who needs it: 2.6 MB
 
     options = re2.Options()
@@ -276,8 +430,7 @@ def _matcher(pattern: str) -> Callable[[str], bool]:
     options.never_capture = True
     try:
         # Bytes, because a name from the network may hold some that are no UTF-8.
-        search = re2.compile(b"^" + encoded + b"$", options).search
+        return re2.compile(b"^" + pattern + b"$", options)
     except re2.error as error:
         reason = error.args[0].decode("utf-8", "replace")
         raise BadRequest(f"Failed to compile regex: error parsing regexp: {reason}") from None
-    return lambda value: search(value.encode("utf-8", "surrogateescape")) is not None

@@ -1,15 +1,20 @@
 """RPC messages: requests read strictly, replies and records written as Serf's, byte for byte.
 
-Everything here is rpc.md 1, 4, 5 and 6. A request is a header, then a body if its command has one.
+Everything here is rpc.md 1, 4 to 8. A request is a header, then a body if its command has one.
 """
 
+from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, Final, NamedTuple, TypeAlias
 
 import msgpack
 
 from serfd.errors import SerfdError
-from serfd.serf.events import Event, Member, MemberEvent, UserEvent
+from serfd.serf.coordinates import Coordinate
+from serfd.serf.events import Member, MemberEvent, Query, UserEvent
+from serfd.serf.keys import LIST, KeyResult
+from serfd.serf.queries import QueryAnswer
 
 UNREAD_MAX: Final = 1 << 20
 """Bytes one client may have sent that no command has taken yet; so also of a single request."""
@@ -101,7 +106,9 @@ def integer(least: int, most: int) -> Reader:
     return read
 
 
+U8: Final = integer(0, 255)
 I32: Final = integer(-(2**31), 2**31 - 1)
+I64: Final = integer(-(2**63), 2**63 - 1)
 U64: Final = integer(0, 2**64 - 1)
 
 
@@ -172,16 +179,35 @@ def header(seq: int, error: str = "") -> bytes:
     return pack({"Error": error, "Seq": seq})
 
 
-def members_body(members: Iterable[Member]) -> dict[str, object]:
-    """The reply to `members` and `members-filtered`."""
-    return {"Members": [_member(member) for member in members]}
+class PackedMembers:
+    """Members, and the replies to `members` and `members-filtered` that list all or some of them.
+
+    Of 5,000 members it holds 1.3 MB; to make it takes as long as a hundred replies from it.
+    """
+
+    __slots__ = ("_ends", "body", "members")
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = members
+        packed = [pack(_member(member)) for member in members]
+        head = _members_head(len(members))
+        self.body = b"".join((head, *packed))
+        """The reply that lists all."""
+        self._ends = array("Q", accumulate(map(len, packed), initial=len(head)))
+
+    def body_of(self, chosen: Iterable[int]) -> bytes:
+        """The reply that lists those at these places of `members`."""
+        body, ends = self.body, self._ends
+        some = [body[ends[i] : ends[i + 1]] for i in chosen]
+        return b"".join((_members_head(len(some)), *some))
 
 
-def event_body(event: Event) -> bytes:
+def event_body(event: MemberEvent | UserEvent) -> bytes:
     """The body of a stream's record (rpc.md 6)."""
     match event:
         case MemberEvent():
-            return pack({"Event": event.name, **members_body(event.members)})
+            members = [_member(member) for member in event.members]
+            return pack({"Event": event.name, "Members": members})
         case UserEvent():
             return pack(
                 {
@@ -194,6 +220,49 @@ def event_body(event: Event) -> bytes:
             )
 
 
+def query_body(number: int, rest: bytes) -> bytes:
+    """The body of a record that tells of a query; `number` is for `respond` (rpc.md 6)."""
+    packed: bytes = _pack(number)
+    return _QUERY_HEAD + packed + rest
+
+
+def query_rest(query: Query) -> bytes:
+    """What is the same in all records that tell of this query."""
+    fields = {"LTime": query.ltime, "Name": query.name, "Payload": query.payload or None}
+    packed = pack(fields)
+    return packed[1:]
+
+
+def answer_body(answer: QueryAnswer) -> bytes:
+    """The body of a query's record (rpc.md 8)."""
+    return pack(
+        {
+            "From": answer.sender,
+            "Payload": answer.payload or None,
+            "Type": "ack" if answer.is_ack else "response",
+        }
+    )
+
+
+def keys_body(query: str, result: KeyResult | None) -> dict[str, object]:
+    """The reply to a key command, `query` being its name among members; None: nobody was asked."""
+    found = result or KeyResult({}, {}, 0, 0, 0, "")
+    return {
+        "Keys": found.keys if query == LIST else None,
+        "Messages": found.messages,
+        "NumErr": found.errors,
+        "NumNodes": found.nodes,
+        "NumResp": found.responses,
+    }
+
+
+def coordinate_body(found: Coordinate | None) -> dict[str, object]:
+    """The reply to `get-coordinate`; None: it is not known."""
+    vec, error, adjustment, height = found or (None, 0.0, 0.0, 0.0)
+    coordinate = {"Adjustment": adjustment, "Error": error, "Height": height, "Vec": vec}
+    return {"Coord": coordinate, "Ok": found is not None}
+
+
 def log_body(line: str) -> bytes:
     """The body of a monitor's record (rpc.md 7)."""
     return pack({"Log": line})
@@ -202,6 +271,17 @@ def log_body(line: str) -> bytes:
 # `default` turns the mappings that are no dicts into one.
 _pack: Final = msgpack.Packer(default=dict).pack
 _pack_any_text: Final = msgpack.Packer(default=dict, unicode_errors="surrogateescape").pack
+
+
+DONE: Final = pack({"From": "", "Payload": None, "Type": "done"})
+"""The body of a query's last record."""
+
+_QUERY_HEAD: Final = b"\x85" + pack({"Event": "query", "ID": 0})[1:-1]
+
+
+def _members_head(count: int) -> bytes:
+    head: bytes = b"\x81\xa7Members" + msgpack.Packer().pack_array_header(count)
+    return head
 
 
 def _member(member: Member) -> dict[str, object]:

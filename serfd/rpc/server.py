@@ -2,7 +2,7 @@
 
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
 from threading import get_ident
 from typing import Any, Final
@@ -27,9 +27,9 @@ from serfd.effects import Address
 from serfd.errors import CommandError
 from serfd.logs import LogRing
 from serfd.rpc import messages
-from serfd.rpc.commands import COMMANDS, Command, EventFilter, Incomplete, Stage
-from serfd.rpc.messages import UNDECODABLE, BadRequest, Header
-from serfd.serf.events import Event
+from serfd.rpc.commands import COMMANDS, Body, Command, EventFilter, Incomplete, Stage
+from serfd.rpc.messages import UNDECODABLE, BadRequest, Header, PackedMembers
+from serfd.serf.events import Event, Query
 
 log = logging.getLogger("serfd.rpc")
 
@@ -40,8 +40,14 @@ CLOSE_TIME_MAX: Final = 10.0
 """Seconds a client we hang up on has to take what was written before."""
 STREAMS_MAX: Final = 64
 """Streams of one client."""
+QUERIES_MAX: Final = 256
+"""Queries one client has under way."""
+PENDING_MAX: Final = 4096
+"""Queries one client has been told of and may still answer."""
 QUEUED_RECORDS_MAX: Final = 512
 """Records of one stream that wait for a slow client."""
+QUEUED_ANSWERS_MAX: Final = 8192
+"""Answers of one query that wait for a slow client: many come at once, and each only once."""
 QUEUED_BYTES_MAX: Final = 4 << 20
 """The same in bytes, over all streams of one client."""
 REQUESTS_PER_TURN: Final = 64
@@ -65,6 +71,8 @@ class RpcFactory(Factory):
         self.streams: dict[Records, EventFilter] = {}
         self.records_dropped = 0
         """Records that slow clients did not get, since the start."""
+        self._everybody: PackedMembers | None = None
+        self._everybody_version = 0
         self._unsubscribe: Callable[[], None] | None = None
         self._thread = get_ident()
         self._all_gone: Deferred[None] | None = None
@@ -101,6 +109,14 @@ class RpcFactory(Factory):
             return None
         return RpcConnection(self, peer)
 
+    def everybody(self) -> PackedMembers:
+        """All members; the same object as long as none of them changes."""
+        version = self.agent.members_version
+        if self._everybody is None or self._everybody_version != version:
+            self._everybody = PackedMembers(self.agent.members())
+            self._everybody_version = version
+        return self._everybody
+
     def in_reactor_thread(self, call: Callable[..., None], *args: Any) -> None:
         """Call it now, or soon if this is another thread."""
         if get_ident() == self._thread:
@@ -111,22 +127,32 @@ class RpcFactory(Factory):
     def _event(self, event: Event) -> None:
         body: bytes | None = None
         for records, wanted in tuple(self.streams.items()):
-            if wanted.matches(event):
+            if not wanted.matches(event):
+                continue
+            if isinstance(event, Query):
+                body = body or messages.query_rest(event)
+                records.send_query(event, body)
+            else:
                 body = body or messages.event_body(event)
                 records.send(body)
 
 
 class Records:
-    """The records of one stream or monitor, on their way to its client."""
+    """The records of one stream, monitor or query, on their way to its client."""
 
-    def __init__(self, connection: "RpcConnection", seq: int, what: str) -> None:
+    def __init__(
+        self, connection: "RpcConnection", seq: int, what: str, *, queued_max: int
+    ) -> None:
         self.seq = seq
         self.what = what
-        """`events` or `log lines`."""
+        """`events`, `log lines` or `answers`."""
+        self.queued_max = queued_max
         self.header = messages.header(seq)
         self.queued = 0
         """How many wait for the client to read."""
         self.dropped = 0
+        self.is_open = False
+        """Whether the reply to the request is out."""
         self.ended = False
         self.detach: Callable[[], object] | None = None
         """Ends their source; None before the reply to the request is out."""
@@ -135,6 +161,18 @@ class Records:
     def send(self, body: bytes) -> None:
         """Send one: at once, or when the client reads again; or drop it, if too many wait."""
         self._connection.send_record(self, body)
+
+    def send_query(self, query: Query, rest: bytes) -> None:
+        """Tell of a query, under an ID of this client's; `rest` is `messages.query_rest`."""
+        number = self._connection.await_response(query)
+        if number is None:
+            self._connection.drop_record(self, "it does not respond to queries")
+        else:
+            self.send(messages.query_body(number, rest))
+
+    def finish(self) -> None:
+        """Tell the end of a query; that is never dropped."""
+        self._connection.send_record(self, messages.DONE, is_last=True)
 
     def end(self) -> None:
         """There are no more, and those that wait are not sent."""
@@ -168,9 +206,18 @@ class RpcConnection(Protocol):
         self._header = Header("", 0)
         self._streams: dict[int, Records] = {}
         self._monitor: dict[int, Records] = {}
+        self._queries: dict[Records, None] = {}
+        """Those under way."""
+        self._pending: dict[int, Query] = {}
+        """Those told of that can still be answered, by the ID they were told with."""
+        self._last_number = 0
         self._queue: deque[tuple[Records, bytes]] = deque()
         self._queued_bytes = 0
         self._after_reply: list[Callable[[], None]] = []
+        self._is_answering = False
+        """Whether a request is being served that may be replied to in this very moment."""
+        self._held: list[tuple[Records, bytes, bool]] = []
+        """Records that must not overtake a reply."""
         self._wakeup: Deferred[None] | None = None
         self._reading = False
         """Whether the next request, or the rest of it, is waited for."""
@@ -258,10 +305,11 @@ class RpcConnection(Protocol):
             raise CommandError("Stream with given sequence exists")
         if len(self._streams) >= STREAMS_MAX:
             raise CommandError(f"{STREAMS_MAX} streams are open on this connection, no more may")
-        records = Records(self, self._header.seq, "events")
+        records = Records(self, self._header.seq, "events", queued_max=QUEUED_RECORDS_MAX)
         self._streams[records.seq] = records
 
         def start() -> None:
+            records.is_open = True
             self._clients.streams[records] = wanted
             records.detach = partial(self._clients.streams.pop, records)
 
@@ -271,18 +319,45 @@ class RpcConnection(Protocol):
         """Send records of log lines, once the reply is out."""
         if self._monitor:
             raise CommandError("Monitor already exists")
-        records = Records(self, self._header.seq, "log lines")
+        records = Records(self, self._header.seq, "log lines", queued_max=QUEUED_RECORDS_MAX)
         self._monitor[records.seq] = records
 
         def send(line: str) -> None:
             records.send(messages.log_body(line))
 
         def start() -> None:
+            records.is_open = True
             # Plugins also log in other threads.
             listener = partial(self._clients.in_reactor_thread, send)
             records.detach = self._clients.logs.attach(level, listener)
 
         self.after_reply(start)
+
+    def open_query(self) -> Records:
+        """The records of a query that is about to be asked."""
+        if len(self._queries) >= QUERIES_MAX:
+            raise CommandError(f"{QUERIES_MAX} queries are under way on this connection; try later")
+        records = Records(self, self._header.seq, "answers", queued_max=QUEUED_ANSWERS_MAX)
+        records.detach = partial(self._queries.pop, records, None)
+        self._queries[records] = None
+
+        def start() -> None:
+            records.is_open = True
+
+        self.after_reply(start)
+        return records
+
+    def pending(self, number: int) -> Query:
+        """The query that this client's streams told of under this ID."""
+        query = self._pending.get(number)
+        if query is None or query.deadline <= self._clients.clock.seconds():
+            self._pending.pop(number, None)
+            raise CommandError("No pending queries matching ID")
+        return query
+
+    def everybody(self) -> PackedMembers:
+        """All members; the same object as long as none of them changes."""
+        return self._clients.everybody()
 
     def stop(self, seq: int) -> None:
         """End the stream and the monitor that were opened with `seq`, if any."""
@@ -301,21 +376,46 @@ class RpcConnection(Protocol):
 
     # What streams ask.
 
-    def send_record(self, records: Records, body: bytes) -> None:
-        """Write a record; keep it while the transport is full; drop it when too many are kept."""
+    def send_record(self, records: Records, body: bytes, *, is_last: bool = False) -> None:
+        """Write a record; keep it while the transport is full; drop it when too many are kept.
+
+        The last one of a query is never dropped.
+        """
         if records.ended:
+            return
+        if self._is_answering or not records.is_open:
+            self._held.append((records, body, is_last))
             return
         if not self._full:
             self.transport.write(records.header + body)
-        elif records.queued < QUEUED_RECORDS_MAX and self._queued_bytes < QUEUED_BYTES_MAX:
+        elif is_last or (
+            records.queued < records.queued_max and self._queued_bytes < QUEUED_BYTES_MAX
+        ):
             self._queue.append((records, body))
             self._queued_bytes += len(body)
             records.queued += 1
         else:
-            self._clients.records_dropped += 1
-            records.dropped += 1
-            if records.dropped == 1:
-                log.warning("Dropping %s to client: %s: it does not read", records.what, self.peer)
+            self.drop_record(records, "it does not read")
+        if is_last:
+            del self._queries[records]
+
+    def drop_record(self, records: Records, why: str) -> None:
+        """A record is not sent."""
+        self._clients.records_dropped += 1
+        records.dropped += 1
+        if records.dropped == 1:
+            log.warning("Dropping %s to client: %s: %s", records.what, self.peer, why)
+
+    def await_response(self, query: Query) -> int | None:
+        """An ID under which the client may answer until the deadline; None: too many wait."""
+        if len(self._pending) >= PENDING_MAX:
+            now = self._clients.clock.seconds()
+            self._pending = {n: q for n, q in self._pending.items() if q.deadline > now}
+            if len(self._pending) >= PENDING_MAX:
+                return None
+        self._last_number += 1
+        self._pending[self._last_number] = query
+        return self._last_number
 
     # Its steps.
 
@@ -363,14 +463,19 @@ class RpcConnection(Protocol):
     async def _run(self, command: Command, body: Sequence[Any]) -> tuple[str, bytes]:
         """The reply's error and body."""
         try:
+            self._is_answering = True
             result = command.function(self, *body)
-            if isinstance(result, Awaitable):
-                result = await result
-            return "", b"" if result is None else messages.pack(result)
+            if isinstance(result, Coroutine):
+                running = Deferred.fromCoroutine(result)
+                if not running.called:
+                    # It takes its time: meanwhile records go out.
+                    self._release()
+                result = await running
+            return "", _packed(result)
         except BadRequest:
             raise
         except Incomplete as failed:
-            return str(failed), messages.pack(failed.body)
+            return str(failed), _packed(failed.body)
         except CommandError as failed:
             error = str(failed)
         except Exception:  # our mistake must not cost the client its connection
@@ -384,6 +489,14 @@ class RpcConnection(Protocol):
         calls, self._after_reply = self._after_reply, []
         for call in calls:
             call()
+        self._release()
+
+    def _release(self) -> None:
+        """Send the records that waited for a reply."""
+        self._is_answering = False
+        held, self._held = self._held, []
+        for records, body, is_last in held:
+            self.send_record(records, body, is_last=is_last)
 
     async def _next(self) -> object:
         """The next object the client sent."""
@@ -436,16 +549,25 @@ class RpcConnection(Protocol):
 
     def _end(self) -> None:
         self._gone = True
-        for records in (*self._streams.values(), *self._monitor.values()):
+        self._is_answering = False
+        for records in (*self._streams.values(), *self._monitor.values(), *self._queries):
             records.end()
         self._streams.clear()
         self._monitor.clear()
+        self._pending.clear()
+        self._held.clear()
         self._queue.clear()
         self._wake()
 
 
 class _Gone(Exception):
     """The connection ended while a request was waited for."""
+
+
+def _packed(body: Body | None) -> bytes:
+    if body is None:
+        return b""
+    return body if isinstance(body, bytes) else messages.pack(body)
 
 
 def _peer(addr: Any) -> str:

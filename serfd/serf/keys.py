@@ -18,6 +18,8 @@ INSTALL, USE, REMOVE, LIST = (
 KEY_QUERIES = (INSTALL, USE, REMOVE, LIST)
 NO_KEYRING = "No keyring to modify (encryption not enabled)"
 NO_KEYS = "Keyring is empty (encryption not enabled)"
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
+_PAD, _NEWLINES = ord("="), b"\r\n"
 TRUNCATED = 40
 """A list too long for a packet is cut to at most so many keys."""
 
@@ -133,11 +135,36 @@ class KeyChange:
 
 
 def decode_base64(text: str) -> bytes:
-    """A key as users give it. Raises CommandError in Go's words."""
-    alphabet = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
-    for place, char in enumerate(text):
-        if char not in alphabet and not (char == "=" and place >= len(text) - 2):
-            raise CommandError(f"illegal base64 data at input byte {place}")
-    if len(text) % 4:
-        raise CommandError(f"illegal base64 data at input byte {len(text)}")
-    return base64.b64decode(text)
+    """A key as users give it. Raises CommandError in Go's words, with the place Go would name."""
+    data = text.encode("utf-8", "surrogateescape")
+    held = 0
+    for place, char in enumerate(data):
+        if char in _BASE64:
+            held = (held + 1) % 4
+        elif char not in _NEWLINES:
+            if char != _PAD or held < 2:
+                raise _illegal(place)
+            _check_padding(data, place + 1, wanted=held == 2)
+            held = 0
+            break
+    if held:
+        raise _illegal(len(data) - held)
+    return base64.b64decode(data)
+
+
+def _check_padding(data: bytes, start: int, *, wanted: bool) -> None:
+    """What follows the first `=`: another one if it is `wanted`, then nothing but newlines."""
+    for place in range(start, len(data)):
+        if data[place] in _NEWLINES:
+            continue
+        if not wanted:
+            raise _illegal(place)
+        if data[place] != _PAD:
+            raise _illegal(place - 1)
+        wanted = False
+    if wanted:
+        raise _illegal(len(data))
+
+
+def _illegal(place: int) -> CommandError:
+    return CommandError(f"illegal base64 data at input byte {place}")

@@ -74,6 +74,8 @@ class Members:
         self.left: dict[str, Record] = {}
         """The members with status left."""
         self._intents: dict[str, Intent] = {}
+        self.version = 0
+        """Grows with every change that a snapshot shows: who is there, in which status, as what."""
 
     def __len__(self) -> int:
         """All members, in any status."""
@@ -92,6 +94,7 @@ class Members:
     def joined(self, peer: Peer) -> Record:
         """Gossip found the member alive."""
         record = self._records.get(peer.name)
+        self.version += 1
         if record is None:
             record = self._records[peer.name] = Record(peer)
             intent = self._intents.get(peer.name)
@@ -119,6 +122,10 @@ class Members:
             record.left_at = now
             return record, MemberEventKind.FAILED
         return None
+
+    def updated(self) -> None:
+        """Gossip has other tags of a member, in its peer."""
+        self.version += 1
 
     # What members say.
 
@@ -167,6 +174,7 @@ class Members:
     def erase(self, record: Record) -> None:
         """Forget the member."""
         name = record.peer.name
+        self.version += 1
         del self._records[name]
         self.failed.pop(name, None)
         self.left.pop(name, None)
@@ -182,6 +190,7 @@ class Members:
 
     def _enter(self, record: Record, status: Status) -> None:
         name = record.peer.name
+        self.version += 1
         self.failed.pop(name, None)
         self.left.pop(name, None)
         record.status = status

@@ -423,6 +423,11 @@ class Node:
         """Everybody known, this node included."""
         return [record.snapshot() for record in self._members]
 
+    @property
+    def members_version(self) -> int:
+        """As long as this number stays the same, `members` does too."""
+        return self._members.version + self._memberlist.table.upgrades
+
     def member(self, name: str) -> Member | None:
         """The member of that name."""
         record = self._members.get(name)
@@ -573,6 +578,7 @@ class Node:
         """A member's tags changed."""
         record = self._members.get(peer.name)
         if record is not None:
+            self._members.updated()
             self._log.info("EventMemberUpdate: %s", peer.name)
             self._emit_member(MemberEventKind.UPDATE, record)
 

@@ -7,14 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pytest
 
-from serfd.rpc.client import CannotConnect, Client, RpcError, address_text
+from serfd.rpc.client import CannotConnect, Client, ConnectionClosed, RpcError, address_text
 
 T = TypeVar("T")
 Kind = Literal["serf", "serfd"]
@@ -31,7 +33,7 @@ SERFD, SERFCTL = str(BIN / "serfd"), str(BIN / "serfctl")
 _choice = random.SystemRandom()
 
 
-def until(what: str, condition: Callable[[], T], *, limit: float = LIMIT) -> T:
+def until(what: str, condition: Callable[[], T | None], *, limit: float = LIMIT) -> T:
     """Ask again and again until `condition` gives something true; that is returned.
 
     An agent that does not answer yet counts as no. Raises AssertionError with the last answer.
@@ -189,9 +191,10 @@ class AgentProcess:
 
     # What is done to it.
 
-    def join(self, other: "AgentProcess") -> None:
+    def join(self, other: "AgentProcess") -> int:
+        """How many answered; raises RpcError if nobody did."""
         with self.client() as client:
-            assert client.join([other.bind]) == 1
+            return client.join([other.bind])
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -214,7 +217,7 @@ class Agents:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._all: list[AgentProcess] = []
+        self.all: list[AgentProcess] = []
 
     def start(
         self,
@@ -263,7 +266,7 @@ class Agents:
             path.write_text(json.dumps(config) if kind == "serf" else toml(config))
             more.append(f"-config-file={path}")
         agent = AgentProcess(kind, name, command, more, folder=folder, env=env or {})
-        self._all.append(agent)
+        self.all.append(agent)
         return agent
 
     def cluster(
@@ -286,13 +289,33 @@ class Agents:
 
     def end(self) -> None:
         """Kill all that still run, and print what they wrote: pytest shows it on a failure."""
-        for agent in self._all:
+        for agent in self.all:
             if agent.is_running:
                 agent.kill()
-        for agent in self._all:
+        for agent in self.all:
             lines = agent.log().splitlines()
             print(f"--- {agent.kind} {agent.name}, the last of {len(lines)} lines:")
             print("\n".join(lines[-LOG_LINES_SHOWN:]))
+
+
+class Records:
+    """Everything one agent sends on a stream of events, from now on."""
+
+    def __init__(self, agent: AgentProcess, wanted: str = "*") -> None:
+        client = agent.client()
+        self.got: list[dict[str, Any]] = []
+        client.start("stream", {"Type": wanted})
+        # It ends with its agent.
+        threading.Thread(target=self._read, args=(client,), daemon=True).start()
+
+    def _read(self, client: Client) -> None:
+        with client, suppress(ConnectionClosed):
+            for _, record in client.records():
+                self.got.append(record)
+
+    def wait(self, what: str, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first record that is as wanted."""
+        return until(what, lambda: next(filter(wanted, self.got), None))
 
 
 def everyone_sees(agents: Iterable[AgentProcess], statuses: Mapping[str, str]) -> None:

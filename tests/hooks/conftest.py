@@ -6,20 +6,32 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from serfd.agent import Agent
 from serfd.config import Config, Seconds
+from serfd.errors import CommandError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import LoadedPlugin, load
-from serfd.serf.events import Event, Member, MemberEvent, MemberEventKind, Status, UserEvent
+from serfd.serf.events import (
+    Event,
+    Member,
+    MemberEvent,
+    MemberEventKind,
+    Query,
+    Status,
+    UserEvent,
+)
 
 HEADER = """
 from collections.abc import Sequence
 from twisted.internet.defer import CancelledError, Deferred, succeed
 from serfd.hooks import Agent, Member, Meta, Seconds, Struct, hookimpl
 """
+
+
+RESPONSE_MAX = 100
 
 
 class StandInAgent(Agent):
@@ -32,6 +44,8 @@ class StandInAgent(Agent):
         self.seen: list[Any] = []
         self.gates: dict[str, Deferred[Any]] = {}
         self.time = 0.0
+        self.queries: list[Query] = []
+        self.responses: list[tuple[Query, bytes]] = []
         self._listeners: list[Callable[[Event], None]] = []
 
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
@@ -53,9 +67,22 @@ class StandInAgent(Agent):
         for listener in list(self._listeners):
             listener(MemberEvent(kind, members))
 
-    def user_event_happens(self) -> None:
+    def user_event_happens(self, name: str = "deploy", payload: bytes = b"") -> None:
         for listener in list(self._listeners):
-            listener(UserEvent(1, "deploy", b"", coalesce=False))
+            listener(UserEvent(1, name, payload, coalesce=False))
+
+    def query_happens(self, name: str = "load", *, deadline: float = 10.0) -> Query:
+        query = Query(1, len(self.queries), name, b"", "n2", deadline)
+        self.queries.append(query)
+        for listener in list(self._listeners):
+            listener(query)
+        return query
+
+    def respond(self, query: Query, payload: bytes) -> "Deferred[None]":
+        if len(payload) > RESPONSE_MAX:
+            return fail(CommandError("response exceeds limit"))
+        self.responses.append((query, payload))
+        return succeed(None)
 
     @property
     def is_listened_to(self) -> bool:

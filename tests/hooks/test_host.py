@@ -4,7 +4,7 @@ import re
 import pytest
 from twisted.internet.defer import Deferred
 
-from serfd.hooks.host import MAILBOX_SIZE
+from serfd.hooks.host import MAILBOX_SIZE, QUERIES_MAX
 from serfd.serf.events import MemberEventKind
 
 RECORDER = """
@@ -484,3 +484,347 @@ def test_the_numbers_say_where_a_plugin_came_from(host, plugins):
     write_recorders(plugins, "a")
     start(host, plugins, "a")
     assert re.fullmatch(r".*/own/a\.py \(plugin_dirs\)", host.stats()["a"].source)
+
+
+# User events and queries
+
+
+def test_user_events_and_membership_events_come_in_one_order(agent, clock, host, plugins):
+    plugins.write(
+        "a",
+        """
+        @hookimpl
+        async def user_event(self, event):
+            await self.agent.gate(event.name)
+            self.agent.seen.append((event.name, event.payload, event.ltime, event.coalesce))
+        @hookimpl
+        def member_join(self, members): self.agent.seen.append(members[0].name)
+        """,
+    )
+    plugins.write("deaf", "@hookimpl\ndef member_failed(self): self.agent.seen.append('never')")
+    start(host, plugins, "a", "deaf")
+    agent.user_event_happens("one", b"1\xff")
+    agent.happen("n2")
+    agent.user_event_happens("two")
+    turns(clock)
+    assert agent.seen == []
+    agent.gate("two").callback(None)
+    agent.gate("one").callback(None)
+    turns(clock)
+    assert agent.seen == [("one", b"1\xff", 1, False), "n2", ("two", b"", 1, False)]
+
+
+def test_a_user_events_name_is_in_the_log(agent, clock, host, plugins, caplog):
+    plugins.write("bad", "@hookimpl\ndef user_event(self): raise ValueError('no such luck')")
+    start(host, plugins, "bad")
+    agent.user_event_happens("de\nploy")
+    turns(clock)
+    assert "plugin bad: user_event('de\\nploy') failed" in caplog.text
+
+
+ANSWER = """
+@hookimpl
+def query(self, query):
+    self.agent.seen.append("{name} " + query.name)
+    return {answer}
+"""
+
+
+@pytest.mark.parametrize(
+    ("hook", "sent"),
+    [
+        ("def query(self, query): return b'\\xff\\0'", [b"\xff\0"]),
+        ("def query(self, query): return query.name + ' ä\\udcff'", [b"load \xc3\xa4\xff"]),
+        ("def query(self): return b''", [b""]),
+        ("def query(self): return ''", [b""]),
+        ("def query(self): return None", []),
+        ("def query(self): pass", []),
+        ("async def query(self): return await succeed(b'x')", [b"x"]),
+        ("async def query(self): return await succeed(None)", []),
+        ("def query(self): return succeed(b'x')", [b"x"]),
+        ("@staticmethod\ndef query(query): return query.source", [b"n2"]),
+    ],
+)  # fmt: skip
+def test_what_the_hook_gives_or_its_deferred_or_its_coroutine_is_the_answer(
+    hook, sent, agent, clock, host, plugins
+):
+    plugins.write("a", f"@hookimpl\n{hook}")
+    start(host, plugins, "a")
+    query = agent.query_happens("load")
+    assert agent.responses == []  # not inside the listener
+    turns(clock)
+    assert agent.responses == [(query, payload) for payload in sent]
+    assert (host.stats()["a"].calls, host.stats()["a"].errors) == (1, 0)
+    assert clock.getDelayedCalls() == []
+
+
+@pytest.mark.parametrize(
+    ("answers", "asked", "sent"),
+    [
+        ({"a": "b'A'", "b": "b'B'", "c": "None"}, "ab"[:1], [b"A"]),
+        ({"a": "None", "b": "b'B'", "c": "b'C'"}, "ab", [b"B"]),
+        ({"a": "None", "b": "succeed(None)", "c": "b'C'"}, "abc", [b"C"]),
+        ({"a": "1 / 0", "b": "Deferred().errback", "c": "''"}, "abc", [b""]),
+        ({"a": "7", "b": "[b'x']", "c": "'\\ud800'"}, "abc", []),
+        ({"c": "b'C'", "b": "b'B'", "a": "b'A'"}, "c", [b"C"]),
+    ],
+)
+def test_the_first_plugin_in_the_configs_order_that_gives_something_answers(
+    answers, asked, sent, agent, clock, host, plugins
+):
+    for name, answer in answers.items():
+        plugins.write(name, ANSWER.format(name=name, answer=answer))
+    start(host, plugins, *answers)
+    agent.query_happens("load")
+    turns(clock)
+    assert agent.seen == [f"{name} load" for name in asked]
+    assert [payload for _, payload in agent.responses] == sent
+
+
+def test_tryfirst_and_trylast_move_a_plugin_in_the_order_of_those_asked(
+    agent, clock, host, plugins
+):
+    for name, mark in (("late", "trylast"), ("early", "tryfirst")):
+        source = ANSWER.format(name=name, answer=None)
+        plugins.write(name, source.replace("@hookimpl", f"@hookimpl({mark}=True)"))
+    for name in ("a", "b"):
+        plugins.write(name, ANSWER.format(name=name, answer=None))
+    start(host, plugins, "late", "a", "b", "early")
+    agent.query_happens("load")
+    turns(clock)
+    assert agent.seen == ["early load", "a load", "b load", "late load"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "said"),
+    [
+        ("7", "TypeError: query gave a int, expected bytes, str or None"),
+        ("bytearray(1)", "TypeError: query gave a bytearray, expected bytes, str or None"),
+        ("'\\ud800'", "surrogates not allowed"),
+        ("1 / 0", "ZeroDivisionError"),
+    ],
+)
+def test_an_answer_that_is_none_is_an_error_of_the_plugin(
+    answer, said, agent, clock, host, plugins, caplog
+):
+    plugins.write("bad", ANSWER.format(name="bad", answer=answer))
+    start(host, plugins, "bad")
+    agent.query_happens("load")
+    turns(clock)
+    (record,) = [r for r in caplog.records if r.levelno == logging.ERROR]
+    assert record.getMessage() == "plugin bad: query('load' of 'n2') failed"
+    assert said in caplog.text
+    assert host.stats()["bad"].errors == 1
+
+
+def test_an_answer_that_is_refused_is_logged_with_the_plugin_and_the_agents_text(
+    agent, clock, host, plugins, caplog
+):
+    plugins.write("a", ANSWER.format(name="a", answer="'x' * 101"))
+    plugins.write("b", ANSWER.format(name="b", answer="'short'"))
+    start(host, plugins, "a", "b")
+    agent.query_happens("big")
+    turns(clock)
+    (record,) = [r for r in caplog.records if r.levelno == logging.WARNING]
+    assert record.getMessage() == (
+        "plugin a: Failed to respond to query 'query: big': response exceeds limit"
+    )
+    # It has had its say.
+    assert agent.seen == ["a big"]
+    assert agent.responses == []
+
+
+WAITS = """
+@hookimpl
+async def query(self, query):
+    self.agent.seen.append("begin " + query.name)
+    try:
+        return await self.agent.gate(query.name)
+    except CancelledError:
+        self.agent.seen.append("cancelled " + query.name)
+        raise
+@hookimpl
+async def member_join(self, members):
+    self.agent.seen.append("join")
+    await self.agent.gate("join")
+"""
+
+
+def test_queries_wait_neither_for_events_nor_for_each_other(agent, clock, host, plugins):
+    plugins.write("a", WAITS)
+    start(host, plugins, "a")
+    agent.happen("n2")
+    agent.happen("n3")
+    turns(clock)
+    one, two = agent.query_happens("one"), agent.query_happens("two")
+    turns(clock)
+    assert agent.seen == ["join", "begin one", "begin two"]
+    agent.gate("two").callback(b"2")
+    assert agent.responses == [(two, b"2")]
+    agent.gate("one").callback(b"1")
+    assert agent.responses == [(two, b"2"), (one, b"1")]
+    # Nor does their end let an event go ahead of the one under way.
+    turns(clock)
+    assert agent.seen.count("join") == 1
+
+
+@pytest.mark.parametrize("trouble", ["waits", "refuses to be cancelled", "cannot be cancelled"])
+def test_a_query_is_cancelled_at_its_own_deadline_and_nobody_is_asked_after_it(
+    trouble, agent, clock, host, plugins, caplog
+):
+    hooks = WAITS if trouble == "waits" else "@hookimpl\n" + TROUBLE[trouble]
+    plugins.write("a", hooks.replace("member_join(self)", "query(self)"))
+    plugins.write("b", ANSWER.format(name="b", answer="'late'"))
+    clock.advance(100)
+    start(host, plugins, "a", "b")
+    agent.query_happens("load", deadline=145.0)
+    turns(clock)
+    clock.advance(44.9)  # longer than any other hook may take
+    assert host.stats()["a"].timeouts == 0
+    clock.advance(0.1)
+    assert host.stats()["a"].timeouts == 1
+    assert "plugin a: query('load' of 'n2') was not done in time and is cancelled" in caplog.text
+    if trouble == "waits":
+        assert agent.seen == ["begin load", "cancelled load"]
+        agent.gate("load").callback(b"much too late")
+    turns(clock)
+    assert agent.responses == []
+    assert "b load" not in agent.seen
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_slow_plugin_leaves_those_after_it_the_rest_of_the_time(agent, clock, host, plugins):
+    plugins.write("a", WAITS)
+    plugins.write("b", WAITS.replace("query.name)", "'b')"))
+    start(host, plugins, "a", "b")
+    agent.query_happens("load", deadline=10.0)
+    turns(clock)
+    clock.advance(9)
+    agent.gate("load").callback(None)
+    clock.advance(0.9)
+    assert host.stats()["b"].timeouts == 0
+    clock.advance(0.1)
+    assert host.stats()["b"].timeouts == 1
+
+
+def test_a_query_heard_too_late_is_put_to_nobody(agent, clock, host, plugins):
+    plugins.write("a", ANSWER.format(name="a", answer="'x'"))
+    start(host, plugins, "a")
+    agent.query_happens("load", deadline=5.0)
+    clock.advance(5)
+    assert agent.seen == []
+
+
+def test_too_many_queries_at_once_are_left_unanswered_counted_and_told_once(
+    agent, clock, host, plugins, caplog
+):
+    plugins.write("a", WAITS)
+    start(host, plugins, "a")
+
+    def flood():
+        for number in range(QUERIES_MAX + 3):
+            agent.query_happens(str(number), deadline=clock.seconds() + 10)
+        turns(clock)
+
+    flood()
+    assert len(agent.seen) == QUERIES_MAX
+    assert host.unanswered == 3
+    said = f"{QUERIES_MAX} queries are with plugins, more are left unanswered"
+    assert caplog.text.count(said) == 1
+    # One that is answered makes room for the next.
+    agent.gate("0").callback(b"x")
+    agent.query_happens("next")
+    turns(clock)
+    assert agent.seen[-1] == "begin next"
+    clock.advance(10)
+    assert agent.seen.count("cancelled next") == 1
+    assert len([line for line in agent.seen if line.startswith("cancelled")]) == QUERIES_MAX
+    agent.gates.clear()
+    flood()
+    assert host.unanswered == 6
+    assert caplog.text.count(said) == 2
+
+
+def test_queries_that_no_plugin_answers_are_not_counted(agent, clock, host, plugins):
+    write_recorders(plugins, "a")
+    start(host, plugins, "a")
+    for _ in range(QUERIES_MAX + 1):
+        agent.query_happens("load")
+    assert host.unanswered == 0
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_plugin_is_asked_only_while_it_runs(agent, clock, host, plugins):
+    plugins.write(
+        "a", ANSWER.format(name="a", answer=None)
+        + "@hookimpl\nasync def start(self): await self.agent.gate('start')",
+    )  # fmt: skip
+    plugins.write(
+        "bad", ANSWER.format(name="bad", answer=None) + "@hookimpl\ndef start(self): 1 / 0"
+    )
+    start(host, plugins, "a", "bad")
+    agent.query_happens("early")
+    turns(clock)
+    assert agent.seen == []
+    agent.gate("start").callback(None)
+    agent.query_happens("load")
+    turns(clock)
+    assert agent.seen == ["a load"]
+
+
+def test_a_stop_waits_for_the_queries_under_way_and_asks_nobody_new(agent, clock, host, plugins):
+    plugins.write("a", WAITS + "@hookimpl\ndef stop(self): self.agent.seen.append('stop')")
+    plugins.write("b", ANSWER.format(name="b", answer="'b'"))
+    start(host, plugins, "a", "b")
+    one = agent.query_happens("one")
+    agent.query_happens("two")
+    agent.query_happens("three", deadline=100.0)
+    turns(clock)
+    stopped = outcome(host.stop())
+    agent.gate("one").callback(b"1")
+    agent.gate("two").callback(None)
+    assert agent.responses == [(one, b"1")]
+    assert "b two" not in agent.seen
+    assert stopped == []
+    clock.advance(15)
+    assert agent.seen[-2:] == ["cancelled three", "stop"]
+    assert stopped == [None]
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_query_in_the_turn_of_the_stop_asks_nobody(agent, clock, host, plugins):
+    plugins.write("a", ANSWER.format(name="a", answer="'x'"))
+    start(host, plugins, "a")
+    agent.query_happens("load")
+    assert outcome(host.stop()) == [None]
+    turns(clock)
+    assert agent.seen == []
+
+
+def test_after_a_reload_the_new_plugins_answer_in_their_new_order(agent, clock, host, plugins):
+    for name in ("a", "b"):
+        plugins.write(name, ANSWER.format(name=name, answer=None))
+    start(host, plugins, "a", "b")
+    plugins.write("a", ANSWER.format(name="new a", answer=None))
+    assert outcome(host.reload(plugins.load("b", "a", held=host.kept()))) == [None]
+    agent.query_happens("load")
+    turns(clock)
+    assert agent.seen == ["b load", "new a load"]
+
+
+def test_a_plugin_may_answer_by_itself_before_its_hook_is_done(agent, clock, host, plugins):
+    plugins.write(
+        "a",
+        """
+        @hookimpl
+        async def query(self, query):
+            await self.agent.respond(query, b"at once")
+            await self.agent.gate("rest")
+        """,
+    )
+    start(host, plugins, "a")
+    query = agent.query_happens("load")
+    turns(clock)
+    assert agent.responses == [(query, b"at once")]
+    agent.gate("rest").callback(None)
+    assert agent.responses == [(query, b"at once")]

@@ -184,7 +184,8 @@ def test_what_is_wrong_with_a_file_is_named_with_its_place(plugins, source, text
     [
         ("@hookimpl\ndef member_jion(self): ...",
          "there is no hook 'member_jion'; the hooks are start, stop, member_join, member_leave, "
-         "member_failed, member_update, member_reap; did you mean 'member_join'?"),
+         "member_failed, member_update, member_reap, user_event, query; did you mean "
+         "'member_join'?"),
         ("@hookimpl\ndef zzz(self): ...", "there is no hook 'zzz'; the hooks are start, stop,"),
         ("@hookimpl(specname='member_fail')\ndef zzz(self): ...",
          "there is no hook 'member_fail'; the hooks are start,"),
@@ -222,7 +223,7 @@ def test_a_hook_put_on_the_instance_is_checked_by_pluggy(plugins):
 
 
 def test_a_hook_of_a_later_serfd_can_be_marked_optional(plugins):
-    plugins.write("a", "@hookimpl(optionalhook=True)\ndef user_event(self, event): ...")
+    plugins.write("a", "@hookimpl(optionalhook=True)\ndef key_changed(self, key): ...")
     assert plugins.load("a")[0].hooks == {}
 
 

@@ -6,18 +6,19 @@ import re
 from pathlib import Path
 
 import pytest
-from twisted.internet.defer import execute
+from twisted.internet.defer import execute, succeed
 
 import serfd.hooks
 from serfd.config import Config, Seconds
 from serfd.hooks import loader, specs
-from serfd.hooks.host import BLOCKING_MAX, MAILBOX_SIZE
-from serfd.net.process import KILL_AFTER
+from serfd.hooks.host import BLOCKING_MAX, MAILBOX_SIZE, QUERIES_MAX
+from serfd.net.process import KILL_AFTER, ProcessResult
 from serfd.serf.events import MemberEventKind
+from serfd.serf.queries import QueryAnswer, QueryDone
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/plugins.md").read_text()
-EXAMPLE = Path(__file__).parent / "notebook.py"
+EXAMPLE, SECOND_EXAMPLE = (Path(__file__).parent / name for name in ("notebook.py", "deploy.py"))
 
 
 def section(title: str) -> str:
@@ -39,8 +40,9 @@ def _signature(function) -> str:
     return line.removeprefix(f"def {function.__name__}").removesuffix(":")
 
 
-def test_there_is_a_hook_for_every_membership_event():
-    assert {kind.value.replace("-", "_") for kind in MemberEventKind} < set(specs.HOOKS)
+def test_there_is_a_hook_for_every_event():
+    members = {kind.value.replace("-", "_") for kind in MemberEventKind}
+    assert set(specs.HOOKS) == members | {"user_event", "query", "start", "stop"}
 
 
 def test_every_name_a_plugin_may_import_is_in_the_docs():
@@ -49,8 +51,9 @@ def test_every_name_a_plugin_may_import_is_in_the_docs():
         assert f"`{name}`" in DOCS
 
 
-def test_the_example_in_the_docs_is_the_tested_file():
-    assert f"```python\n{EXAMPLE.read_text().rstrip()}\n```" in DOCS
+@pytest.mark.parametrize("example", [EXAMPLE, SECOND_EXAMPLE], ids=["first", "second"])
+def test_the_examples_in_the_docs_are_the_tested_files(example):
+    assert f"```python\n{example.read_text().rstrip()}\n```" in DOCS
 
 
 def test_the_example_loads_and_does_what_it_says(agent, clock, host, plugins, tmp_path):
@@ -63,6 +66,36 @@ def test_the_example_loads_and_does_what_it_says(agent, clock, host, plugins, tm
     agent.happen("n4", kind=MemberEventKind.FAILED)
     clock.pump([0, 0, 0])
     assert [line.split()[2:] for line in file.read_text().splitlines()] == [["n2", "n3"], ["n4"]]
+
+
+def test_the_second_example_loads_and_does_what_it_says(agent, clock, host, plugins, caplog):
+    (plugins.own / "deploy.py").write_text(SECOND_EXAMPLE.read_text())
+    asked = []
+
+    def run(argv, *, env, timeout, output_max):
+        asked.append(argv)
+        return succeed(ProcessResult(3, b"", b"", timed_out=False, seconds=Seconds(1)))
+
+    def query(name, *, answered, params):
+        asked.append((name, params.tags, params.timeout))
+        answered(QueryAnswer("n2", b"1.2: exit status 3", is_ack=False))
+        return succeed(QueryDone(0, 1, 1))
+
+    agent.run, agent.query = run, query
+    caplog.set_level("INFO")
+    host.attach(plugins.load("deploy"))
+    host.start()
+    before, other = agent.query_happens("deployed"), agent.query_happens("other")
+    for name, payload in (("other", b""), ("deploy", b"1.2"), ("deploy-report", b"")):
+        agent.user_event_happens(name, payload)
+    clock.pump([0] * 4)
+    after = agent.query_happens("deployed")
+    clock.pump([0])
+    assert asked == [["/usr/local/bin/deploy", "1.2"], ("deployed", {"role": "web"}, 5.0)]
+    assert agent.responses == [(before, b"nothing"), (after, b"1.2: exit status 3")]
+    assert other not in dict(agent.responses)
+    assert "n2 has deployed 1.2: exit status 3" in caplog.text
+    assert "1 nodes have answered" in caplog.text
 
 
 def test_the_error_in_the_docs_is_the_real_one(plugins):
@@ -99,6 +132,8 @@ def _shown(value: object) -> str:
 
 def test_the_limits_in_the_docs_are_the_real_ones():
     assert f"Up to {MAILBOX_SIZE} events" in DOCS
+    assert f"Up to {QUERIES_MAX} queries" in DOCS
+    assert f"at most {Config().query_response_size_limit} bytes" in DOCS
     assert f"`hook_timeout` ({Config().hook_timeout:g} s)" in DOCS
     assert f"more than {BLOCKING_MAX * 1000:g} ms" in DOCS
     assert f"SIGKILL {KILL_AFTER:g} s later" in DOCS

@@ -12,6 +12,8 @@ def test_the_hooks_and_what_they_pass():
             ("member_join", "member_leave", "member_failed", "member_update", "member_reap"),
             ("members",),
         ),
+        "user_event": ("event",),
+        "query": ("query",),
     } == specs.HOOKS
 
 

@@ -1,21 +1,22 @@
 import importlib.util
 import logging
+import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from twisted.internet.defer import Deferred, fail
+from twisted.internet.defer import Deferred, fail, succeed
 from twisted.internet.task import Clock
 
 from serfd.agent import Agent
 from serfd.config import Config, Seconds
-from serfd.errors import ConfigError
+from serfd.errors import CommandError, ConfigError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import bundled_dir, load
 from serfd.net.process import ProcessResult
-from serfd.serf.events import Member, MemberEvent, MemberEventKind, Status
+from serfd.serf.events import Member, MemberEvent, MemberEventKind, Query, Status, UserEvent
 
 spec = importlib.util.spec_from_file_location("script_under_test", bundled_dir() / "script.py")
 script = importlib.util.module_from_spec(spec)
@@ -52,16 +53,27 @@ class StandInAgent(Agent):
     def __init__(self) -> None:
         self.started: list[Started] = []
         self.refuse: OSError | None = None
+        self.responses: list[tuple[str, bytes]] = []
 
     def subscribe(self, listener):
         self.listener = listener
         return lambda: None
 
     def run(self, argv, *, stdin=b"", env, timeout, output_max):
-        assert list(argv[:2]) == ["/bin/sh", "-c"]
+        of_query = ['exec /bin/sh -c "$0" 2>&1'] if env["SERF_EVENT"] == "query" else []
+        assert argv[:-1] == ["/bin/sh", "-c", *of_query]
         done: Deferred[ProcessResult] = Deferred()
-        self.started.append(Started(argv[2], stdin, dict(env), timeout, output_max, done))
+        self.started.append(Started(argv[-1], stdin, dict(env), timeout, output_max, done))
         return fail(self.refuse) if self.refuse else done
+
+    def respond(self, query, payload):
+        """As the core does it."""
+        if len(payload) > 1000:
+            return fail(CommandError("failed to respond to key query: response exceeds limit"))
+        if query.name in dict(self.responses):
+            return fail(CommandError("failed to respond to key query: response already sent"))
+        self.responses.append((query.name, payload))
+        return succeed(None)
 
     def scripts(self) -> list[str]:
         """The scripts asked for since the last look."""
@@ -84,6 +96,17 @@ class Running:
 
     def happen(self, kind: MemberEventKind, *members: Member) -> None:
         self.agent.listener(MemberEvent(kind, members or (member("n2"),)))
+        self.clock.pump([0, 0])
+
+    def user(self, name: str, payload: bytes = b"", ltime: int = 7) -> None:
+        self.agent.listener(UserEvent(ltime, name, payload, coalesce=True))
+        self.clock.pump([0, 0])
+
+    def query(
+        self, name: str, payload: bytes = b"", *, ltime: int = 7, seconds: float = 1000.0
+    ) -> None:
+        """`seconds` until its deadline, which is on the real clock."""
+        self.agent.listener(Query(ltime, 1, name, payload, "n2", time.monotonic() + seconds))
         self.clock.pump([0, 0])
 
     def join(self, *members: Member) -> None:
@@ -145,11 +168,45 @@ def test_the_filter_decides_which_scripts_run(kind):
     assert "one" not in running.agent.scripts()
 
 
+USER, QUERY = ["user a", "user b", "user a:b"], ["query a", "query b", "query a:b"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "events"),
+    [
+        ("*", USER + QUERY),
+        ("user", USER),
+        ("user:", USER),
+        ("user:a", ["user a"]),
+        ("user:a:b", ["user a:b"]),
+        ("query", QUERY),
+        ("query:", QUERY),
+        ("query:a", ["query a"]),
+        ("query:a:b", ["query a:b"]),
+        ("user:b,query:a", ["user b", "query a"]),
+        ("member-join", []),
+    ],
+)
+def test_the_filter_decides_for_which_user_events_and_queries_a_script_runs(spec, events):
+    running = Running(f"{spec}=x")
+    heard = []
+    for event in USER + QUERY:
+        kind, name = event.split()
+        getattr(running, kind)(name)
+        for started in running.agent.started:
+            started.done.callback(result())
+            heard.append(event)
+        running.agent.started.clear()
+    assert heard == events
+
+
 def test_a_script_runs_once_for_each_filter_that_matches():
-    running = Running("member-join,*,member-leave=x")
+    running = Running("member-join,*,member-leave,query:a,query=x")
     running.join()
     running.agent.started[0].done.callback(result())
     assert running.agent.scripts() == ["x", "x"]
+    running.query("a")
+    assert running.agent.scripts() == ["x", "x", "x"]
 
 
 def test_a_script_gets_its_event_and_the_tags_in_its_environment(monkeypatch):
@@ -173,6 +230,42 @@ def test_a_script_gets_its_event_and_the_tags_in_its_environment(monkeypatch):
     assert env["KEPT"] == "yes"
     assert not {key for key in env if key.startswith(("NOTIFY_", "WATCHDOG_", "LISTEN_"))}
     assert (running.agent.started[0].timeout, running.agent.started[0].output_max) == (60, 8192)
+
+
+@pytest.mark.parametrize(
+    ("happen", "variables"),
+    [
+        ("user", {"SERF_EVENT": "user", "SERF_USER_EVENT": "de ploy", "SERF_USER_LTIME": "12"}),
+        ("query", {"SERF_EVENT": "query", "SERF_QUERY_NAME": "de ploy", "SERF_QUERY_LTIME": "12"}),
+    ],
+)
+def test_a_script_gets_the_user_events_or_querys_name_and_time(happen, variables):
+    running = Running("x")
+    getattr(running, happen)("de ploy", ltime=12)
+    env = running.agent.started[0].env
+    assert {key: value for key, value in env.items() if key.startswith("SERF_")} == {
+        "SERF_SELF_NAME": "n1",
+        "SERF_SELF_ROLE": "",
+        **variables,
+    }
+
+
+@pytest.mark.parametrize("happen", ["user", "query"])
+@pytest.mark.parametrize(
+    ("payload", "read"),
+    [
+        (b"", b""),
+        (b"v 1.2", b"v 1.2\n"),
+        (b"v 1.2\n", b"v 1.2\n"),
+        (b"\n", b"\n"),
+        (b"a\n\n", b"a\n\n"),
+        (b"\0\xff\r", b"\0\xff\r\n"),
+    ],
+)
+def test_a_script_reads_the_payload_with_a_lines_end(happen, payload, read):
+    running = Running("x")
+    getattr(running, happen)("deploy", payload)
+    assert running.agent.started[0].stdin == read
 
 
 def test_the_role_is_always_in_the_environment():
@@ -311,22 +404,156 @@ def test_scripts_of_several_handlers_run_side_by_side_up_to_concurrency():
     assert running.agent.scripts() == ["a", "b", "c", "b", "a"]
 
 
+def test_user_events_and_membership_events_of_a_handler_keep_their_order():
+    running = Running("x")
+    running.user("a", b"1")
+    running.join(member("n2"))
+    running.user("b", b"2")
+    for number in range(3):
+        running.agent.started[number].done.callback(result())
+    assert [started.stdin.split()[0] for started in running.agent.started] == [b"1", b"n2", b"2"]
+
+
+def test_what_a_script_writes_is_the_answer_to_its_query():
+    running = Running("x")
+    running.query("load")
+    # So many of its bytes as Serf keeps; whether they are too many is the agent's to say.
+    assert running.agent.started[0].output_max == 8192
+    running.agent.started[0].done.callback(result(stdout=b"\xff 0.5\n\n"))
+    assert running.agent.responses == [("load", b"\xff 0.5\n\n")]
+
+
+@pytest.mark.parametrize(
+    "ended",
+    [
+        result(),
+        result(1, stdout=b"load"),
+        result(-9, stdout=b"load"),
+        result(0, stdout=b"load", timed_out=True),
+    ],
+)
+def test_a_script_that_fails_or_writes_nothing_does_not_answer(ended, caplog):
+    running = Running("x")
+    running.query("load")
+    running.agent.started[0].done.callback(ended)
+    assert running.agent.responses == []
+    assert ("Error invoking script 'x'" in caplog.text) == (ended != result())
+    # What it said of its trouble was meant for the answer; here it is not lost.
+    assert ("'x': load" in caplog.text) == (ended != result())
+
+
+def test_an_answer_that_is_too_long_is_told_in_serfs_words(caplog):
+    running = Running("x")
+    running.query("big")
+    running.agent.started[0].done.callback(result(stdout=b"x" * 8192))
+    assert caplog.messages == [
+        "Failed to respond to query 'query: big': failed to respond to key query: "
+        "response exceeds limit"
+    ]
+    assert caplog.records[0].levelname == "WARNING"
+
+
+def test_of_several_scripts_for_a_query_all_run_and_the_first_that_is_done_answers(caplog):
+    running = Running("query:load=one", "query=two", "*=three", "user=four", "query:b=five")
+    running.query("load")
+    one, two, three = running.agent.started
+    assert (one.script, two.script, three.script) == ("one", "two", "three")
+    one.done.callback(result())
+    three.done.callback(result(stdout=b"3"))
+    two.done.callback(result(stdout=b"2"))
+    assert running.agent.responses == [("load", b"3")]
+    assert caplog.messages == [
+        "Failed to respond to query 'query: load': failed to respond to key query: "
+        "response already sent"
+    ]
+
+
+def test_queries_do_not_wait_for_events_nor_one_handlers_for_anothers():
+    running = Running("*=x", "query=y", "query:b=z", concurrency=2)
+    for number in range(10):
+        running.user(str(number))
+    assert running.agent.scripts() == ["x"]
+    running.query("a")
+    running.query("a")
+    running.query("a")
+    # Two of each handler at once.
+    assert running.agent.scripts() == ["x", "y", "x", "y"]
+    running.query("b")
+    assert running.agent.scripts() == ["z"]
+
+
+def test_queries_that_wait_for_their_handler_come_in_their_order():
+    running = Running("x", concurrency=1)
+    for name in ("a", "b", "c"):
+        running.query(name)
+    for number, name in enumerate("abc"):
+        assert len(running.agent.started) == number + 1
+        assert running.agent.started[number].env["SERF_QUERY_NAME"] == name
+        running.agent.started[number].done.callback(result(stdout=b"x"))
+    assert [name for name, _ in running.agent.responses] == ["a", "b", "c"]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "limit"), [(5.0, 5.0), (59.0, 59.0), (61.0, 60.0), (86_400.0, 60.0)]
+)
+def test_a_script_for_a_query_has_until_its_deadline_if_that_is_sooner(seconds, limit):
+    running = Running("x")
+    running.query("load", seconds=seconds)
+    assert running.agent.started[0].timeout == pytest.approx(limit, abs=0.5)
+
+
+def test_a_script_whose_turn_comes_after_its_querys_deadline_is_not_run(caplog):
+    running = Running("x", concurrency=1)
+    running.query("a")
+    running.query("b", seconds=-1.0)
+    running.query("c")
+    running.query("d", seconds=-1.0)
+    for started in running.agent.started:
+        started.done.callback(result())
+    assert [started.env["SERF_QUERY_NAME"] for started in running.agent.started] == ["a", "c"]
+    assert caplog.messages == ["Script 'x': 2 runs were dropped, none waits now"]
+
+
+def test_a_name_with_a_line_in_it_makes_no_line_in_the_log(caplog):
+    running = Running("x")
+    running.query("a\nb")
+    running.agent.started[0].done.callback(result(stdout=b"x" * 8192))
+    assert len(caplog.messages) == 1
+    assert not [message for message in caplog.messages if "\n" in message]
+
+
+def test_a_flood_of_queries_drops_the_oldest_of_them_and_no_event(caplog):
+    running = Running("x", queue=3, concurrency=1)
+    for number in range(3):
+        running.join(member(f"n{number}"))
+    for number in range(7):
+        running.query(str(number))
+    assert caplog.messages == ["Script 'x': 3 runs wait for their turn, the oldest are dropped"]
+    for started in running.agent.started:  # it grows: each that is done makes room for the next
+        started.done.callback(result())
+    ran = [s.env.get("SERF_QUERY_NAME", s.stdin[:2].decode()) for s in running.agent.started]
+    assert sorted(ran) == ["0", "4", "5", "6", "n0", "n1", "n2"]
+
+
+def test_what_waits_for_a_script_that_hangs_pushes_nobody_elses_out(caplog):
+    running = Running("query=hangs", "query=x", queue=3, concurrency=1)
+    for number in range(5):
+        running.query(str(number))
+        running.agent.started[-1].done.callback(result(stdout=b"x"))
+    assert [name for name, _ in running.agent.responses] == list("01234")
+    assert caplog.messages == ["Script 'hangs': 3 runs wait for their turn, the oldest are dropped"]
+
+
 def test_a_full_queue_drops_the_oldest_counts_them_and_says_so_once(caplog):
     running = Running("x", queue=3)
     for number in range(7):
         running.join(member(f"n{number}"))
-    said = "3 scripts wait for their turn, the oldest are dropped"
+    said = "Script 'x': 3 runs wait for their turn, the oldest are dropped"
     assert caplog.text.count(said) == 1
     for number in range(4):
         running.agent.started[number].done.callback(result())
     assert [s.stdin[:2] for s in running.agent.started] == [b"n0", b"n4", b"n5", b"n6"]
-    assert "3 scripts were dropped, none waits now" in caplog.text
-
-
-def test_filters_for_events_that_do_not_come_yet_are_warned_of_once(caplog):
-    Running("user:deploy,query=x", "user=y", "*=z")
-    lines = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
-    assert lines == ["user events and queries do not run scripts yet: 'x', 'y'"]
+    assert "Script 'x': 3 runs were dropped, none waits now" in caplog.text
 
 
 def test_stop_waits_for_the_scripts_that_run_and_wait():
@@ -341,14 +568,28 @@ def test_stop_waits_for_the_scripts_that_run_and_wait():
     assert stopped == [None]
 
 
+def test_stop_waits_for_the_answers_to_queries():
+    running = Running("x", concurrency=1)
+    running.query("a")
+    running.query("b")
+    stopped: list[Any] = []
+    running.host.stop().addBoth(stopped.append)
+    running.agent.started[0].done.callback(result(stdout=b"a"))
+    assert stopped == []
+    running.agent.started[1].done.callback(result(stdout=b"b"))
+    assert running.agent.responses == [("a", b"a"), ("b", b"b")]
+    assert stopped == [None]
+
+
 def test_scripts_that_take_too_long_to_stop_are_cancelled(caplog):
     running = Running("x", "y")
     running.join(member("n2"))
     running.join(member("n3"))
+    running.query("load")
     stopped: list[Any] = []
     running.host.stop().addBoth(stopped.append)
     running.clock.advance(30)
     assert stopped == [None]
     assert "2 waiting scripts are not run, serfd stops" in caplog.text
-    assert "Error invoking script 'x': ended because serfd stops" in caplog.text
-    assert running.agent.scripts() == ["x", "y"]
+    assert caplog.text.count("Error invoking script 'x': ended because serfd stops") == 2
+    assert running.agent.scripts() == ["x", "y", "x", "y"]

@@ -1,5 +1,8 @@
 """A stand-in for the agent, and a client without sockets."""
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import msgpack
 from twisted.internet.address import IPv4Address
 from twisted.internet.defer import Deferred, fail, succeed
@@ -8,24 +11,61 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from serfd.errors import CommandError, JoinFailed
-from serfd.serf.events import Member, Status
+from serfd.serf.events import Member, Query, Status
+from serfd.serf.keys import KeyResult
+from serfd.serf.queries import QueryAnswer, QueryDone, QueryParams
+
+
+def query(name="load", payload=b"", *, number=1, ltime=1, deadline=10.0):
+    return Query(ltime, number, name, payload, source="n2", deadline=deadline)
 
 
 def member(name, *, port=7946, status=Status.ALIVE, addr=b"\x7f\0\0\1", **tags):
     return Member(name, addr, port, tags, status, versions=bytes([1, 5, 2, 2, 5, 5]))
 
 
+class Asked(NamedTuple):
+    """A query that the agent was asked to ask."""
+
+    name: str
+    payload: bytes
+    params: QueryParams
+    answered: Callable[[QueryAnswer], None]
+    over: "Deferred[QueryDone]"
+
+    def answer(self, sender, payload=b"", *, is_ack=False):
+        self.answered(QueryAnswer(sender, payload, is_ack))
+
+    def end(self):
+        self.over.callback(QueryDone(0, 0, 0))
+
+
 class StandInAgent:
     """What the RPC asks of an agent, answered at once; `slow` makes it take its time."""
 
     def __init__(self, everybody):
+        self.members_version = 0
         self.everybody = list(everybody)
         self.tags = dict(everybody[0].tags)
         self.event_handlers = {}
         self.calls = []
         self.listeners = []
+        self.asked = []
+        self.responded = set()
+        self.key_results = []
+        """What comes of the next key commands; of any after them, that nobody could be asked."""
+        self.coordinates = {}
         self.slow = None
         self.shut_down = lambda: self.calls.append("shut_down")
+
+    @property
+    def everybody(self):
+        return self._everybody
+
+    @everybody.setter
+    def everybody(self, members):
+        self._everybody = members
+        self.members_version += 1
 
     def members(self):
         return list(self.everybody)
@@ -57,6 +97,42 @@ class StandInAgent:
             return fail(CommandError("Encoded length of tags exceeds limit of 512 bytes"))
         self.tags = {k: v for k, v in self.tags.items() if k not in delete} | tags
         return self._answer(None)
+
+    def user_event(self, name, payload=b"", *, coalesce=True):
+        self.calls.append(("user_event", name, payload, coalesce))
+        if len(name) + len(payload) > 512:
+            limit = "user event exceeds configured limit of 512 bytes before encoding"
+            return fail(CommandError(limit))
+        return self._answer(None)
+
+    def query(self, name, payload=b"", *, answered, params):
+        if name.startswith("_serf_") and not (name == "_serf_ping" and not payload):
+            return fail(CommandError("Queries cannot contain the '_serf_' prefix"))
+        if len(payload) > 1000:
+            return fail(CommandError("query exceeds limit of 1024 bytes"))
+        self.asked.append(Asked(name, payload, params, answered, Deferred()))
+        return self.asked[-1].over
+
+    def respond(self, query, payload):
+        self.calls.append(("respond", query.id, payload))
+        error = ""
+        if len(payload) > 1000:
+            error = "response exceeds limit of 1024 bytes"
+        elif query.id in self.responded:
+            error = "response already sent"
+        if error:
+            return fail(CommandError(f"failed to respond to key query: {error}"))
+        self.responded.add(query.id)
+        return self._answer(None)
+
+    def change_keys(self, query, key=""):
+        self.calls.append((query, key))
+        nobody = KeyResult({}, {}, 0, 0, 0, "Feature not supported")
+        result = self.key_results.pop(0) if self.key_results else nobody
+        return self._answer(result) if result.nodes else fail(CommandError(result.error))
+
+    def coordinate(self, name):
+        return self.coordinates.get(name)
 
     def stats(self):
         runtime = ("os", "arch", "version", "max_procs", "goroutines", "cpu_count")

@@ -1,15 +1,20 @@
 import inspect
 
 import pytest
-from stand_in import Client, StandInAgent, member
+from stand_in import Client, StandInAgent, member, query
 
 from serfd.errors import CommandError
 from serfd.rpc import commands
-from serfd.rpc.commands import COMMANDS, EventFilter
+from serfd.rpc.commands import COMMANDS, MEMBERS_PER_TURN, EventFilter
+from serfd.serf import keys
+from serfd.serf.coordinates import Coordinate
 from serfd.serf.events import MemberEvent, MemberEventKind, Status, UserEvent
+from serfd.serf.keys import KeyResult
+from serfd.serf.queries import QueryParams
 
 OK = {"Error": "", "Seq": 1}
 USER, JOIN = UserEvent(1, "deploy", b"", coalesce=True), MemberEvent(MemberEventKind.JOIN, ())
+QUERY = query("load")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -189,34 +194,41 @@ def test_filters_have_limits(body, error, connect):
 
 
 def test_filtering_many_members_lets_others_have_their_turn(connect, agent, clock):
-    agent.everybody = [member(f"n{i}") for i in range(600)]
+    agent.everybody = [member(f"n{i}") for i in range(2 * MEMBERS_PER_TURN + 1)]
     client, other = connect(), connect()
     assert client.ask("members-filtered", {"Name": "n.*9"}) == []
     assert other.ask("stop", {"Stop": 1}) == [OK]
     clock.pump([0, 0])
     header, reply = client.received()
     assert header == OK
-    assert [m["Name"] for m in reply["Members"]] == [f"n{i}" for i in range(9, 600, 10)]
+    assert [m["Name"] for m in reply["Members"]] == [
+        f"n{i}" for i in range(9, 2 * MEMBERS_PER_TURN + 1, 10)
+    ]
 
 
 @pytest.mark.parametrize(
-    ("wanted", "user", "join"),
+    ("wanted", "user", "join", "query"),
     [
-        ("*", True, True),
-        ("", True, True),
-        ("user", True, False),
-        ("user:", True, False),
-        ("user:deploy", True, False),
-        ("user:other", False, False),
-        ("user:other,user:deploy", True, False),
-        ("query,query:,query:deploy", False, False),
-        ("member-join", False, True),
-        ("member-leave,member-failed,member-update,member-reap", False, False),
-        ("member-leave,*", True, True),
+        ("*", True, True, True),
+        ("", True, True, True),
+        ("user", True, False, False),
+        ("user:", True, False, False),
+        ("user:deploy", True, False, False),
+        ("user:other,user:load,query:deploy", False, False, False),
+        ("user:other,user:deploy", True, False, False),
+        ("query", False, False, True),
+        ("query:", False, False, True),
+        ("query:load", False, False, True),
+        ("query:deploy", False, False, False),
+        ("user,query:load", True, False, True),
+        ("member-join", False, True, False),
+        ("member-leave,member-failed,member-update,member-reap", False, False, False),
+        ("member-leave,*", True, True, True),
     ],
 )
-def test_a_filter_says_which_events_a_stream_gets(wanted, user, join):
-    assert (EventFilter(wanted).matches(USER), EventFilter(wanted).matches(JOIN)) == (user, join)
+def test_a_filter_says_which_events_a_stream_gets(wanted, user, join, query):
+    matches = EventFilter(wanted).matches
+    assert (matches(USER), matches(JOIN), matches(QUERY)) == (user, join, query)
 
 
 def test_a_name_in_a_filter_may_hold_a_colon():
@@ -244,13 +256,200 @@ def test_a_monitor_of_another_level_is_refused(level, shown, connect):
 
 
 def test_a_new_command_is_a_function_and_a_row(monkeypatch, connect):
-    def event(session, name, payload, coalesce):
+    def say(session, name, payload, coalesce):
         return {"Said": f"{session.peer} {name} {payload} {coalesce}"}
 
     fields = (("Name", commands.text), ("Payload", commands.text), ("Coalesce", commands.boolean))
-    monkeypatch.setitem(commands.COMMANDS, "event", commands.Command(event, fields, replies=True))
-    reply = connect().ask("event", ["a", "b", True])
+    monkeypatch.setitem(commands.COMMANDS, "say", commands.Command(say, fields, replies=True))
+    reply = connect().ask("say", ["a", "b", True])
     assert reply == [OK, {"Said": "127.0.0.1:47080 a b True"}]
+
+
+@pytest.mark.parametrize(
+    ("body", "call"),
+    [
+        ({"Name": "deploy", "Payload": b"v1", "Coalesce": True}, ("deploy", b"v1", True)),
+        ({"Name": "deploy", "Payload": "v1"}, ("deploy", b"v1", False)),
+        ({}, ("", b"", False)),
+        (["a", None, True], ("a", b"", True)),
+    ],
+)
+def test_an_event_reaches_the_agent(body, call, connect, agent):
+    assert connect().ask("event", body) == [OK]
+    assert agent.calls == [("user_event", *call)]
+
+
+# Queries.
+
+
+@pytest.mark.parametrize(
+    ("body", "params"),
+    [
+        ({}, QueryParams([], {}, want_ack=False, relay_factor=0, timeout=0.0, wait_all=False)),
+        (
+            {
+                "FilterNodes": ["n1"], "FilterTags": {"role": "web"}, "RequestAck": True,
+                "RelayFactor": 255, "Timeout": 1_500_000_000, "WaitAll": True,
+            },
+            QueryParams(["n1"], {"role": "web"}, True, 255, 1.5, wait_all=True),
+        ),
+        ([["n1"], {}, True, 3, -1], QueryParams(["n1"], {}, True, 3, -1e-9)),
+    ],
+)  # fmt: skip
+def test_a_query_is_asked_as_its_caller_wants(body, params, connect, agent, clock):
+    client = connect()
+    client.ask("query", body)
+    clock.advance(0)
+    assert client.received() == [OK]
+    assert [asked.params for asked in agent.asked] == [params]
+
+
+@pytest.mark.parametrize("factor", [-1, 256])
+def test_there_is_no_such_relay_factor(factor, connect):
+    client = connect()
+    assert client.ask("query", {"RelayFactor": factor}) == []
+    assert client.hung_up_on
+
+
+def record(sender, kind, payload=None):
+    return [OK, {"From": sender, "Payload": payload, "Type": kind}]
+
+
+def test_answers_come_after_the_reply_and_at_last_the_end(connect, agent, clock):
+    client = connect()
+    assert client.ask("query", {"Name": "load", "RequestAck": True}) == []
+    agent.asked[0].answer("n1", is_ack=True)
+    assert client.received() == []
+    clock.advance(0)
+    assert client.received() == [OK, *record("n1", "ack")]
+    agent.asked[0].answer("n1", b"0.5")
+    agent.asked[0].answer("n2")
+    assert client.received() == record("n1", "response", b"0.5") + record("n2", "response")
+    agent.asked[0].end()
+    assert client.received() == record("", "done")
+
+
+def test_a_query_that_ends_at_once_is_replied_to_first(connect, agent, clock):
+    client = connect()
+    client.ask("query", {"Timeout": -1})
+    agent.asked[0].end()
+    clock.advance(0)
+    assert client.received() == [OK, *record("", "done")]
+
+
+def test_an_answer_of_nobody_is_not_sent_as_it_would_look_like_the_end(connect, agent, clock):
+    client = connect()
+    client.ask("query", {})
+    clock.advance(0)
+    agent.asked[0].answer("", b"x")
+    assert client.received() == [OK]
+
+
+@pytest.mark.parametrize(
+    ("body", "error"),
+    [
+        ({"Name": "_serf_conflict"}, "Queries cannot contain the '_serf_' prefix"),
+        ({"Name": "_serf_ping", "Payload": b"x"}, "Queries cannot contain the '_serf_' prefix"),
+        ({"Name": "big", "Payload": bytes(1001)}, "query exceeds limit of 1024 bytes"),
+    ],
+)
+def test_a_query_that_cannot_be_asked_is_refused(body, error, connect, agent, clock):
+    client = connect()
+    assert client.ask("query", body) == [{"Error": error, "Seq": 1}]
+    client.ask("query", {"Name": "_serf_ping"})
+    clock.advance(0)
+    assert client.received() == [OK]
+
+
+def test_a_refusal_that_comes_a_moment_later_is_still_the_reply(connect, agent, clock):
+    client = connect()
+    client.ask("query", {"Name": "load"})
+    agent.asked[0].over.errback(CommandError("Feature not supported"))
+    clock.advance(0)
+    assert client.received() == [{"Error": "Feature not supported", "Seq": 1}]
+    agent.asked.clear()
+    assert client.ask("stats")[0] == OK
+
+
+def test_a_query_ends_when_the_daemon_stops(connect, agent, clock):
+    client = connect()
+    client.ask("query", {})
+    clock.advance(0)
+    agent.asked[0].over.errback(CommandError("the agent is shutting down"))
+    assert client.received() == [OK, *record("", "done")]
+
+
+def test_two_queries_of_one_client_do_not_mix(connect, agent, clock):
+    client = connect()
+    for seq in (5, 6):
+        client.ask("query", {}, seq=seq)
+        clock.advance(0)
+    client.received()
+    agent.asked[1].answer("n1", b"b")
+    agent.asked[0].answer("n1", b"a")
+    agent.asked[1].end()
+    assert [(h["Seq"], b["Payload"]) for h, b in pairs(client.received())] == [
+        (6, b"b"), (5, b"a"), (6, None),
+    ]  # fmt: skip
+
+
+def pairs(received):
+    return list(zip(received[::2], received[1::2], strict=True))
+
+
+# Keys and coordinates.
+
+
+KEYS = KeyResult({"n1": "so"}, {"AAAA": 2}, 2, 0, 2, "")
+KEY_COMMANDS = {
+    "install-key": keys.INSTALL,
+    "use-key": keys.USE,
+    "remove-key": keys.REMOVE,
+    "list-keys": keys.LIST,
+}
+
+
+@pytest.mark.parametrize("name", KEY_COMMANDS)
+@pytest.mark.parametrize("error", ["", "1/2 nodes reported failure"])
+def test_key_commands_tell_what_each_member_said_also_with_an_error(name, error, connect, agent):
+    agent.key_results = [KEYS._replace(error=error)]
+    lists = name == "list-keys"
+    reply = connect().ask(name, None if lists else {"Key": "BBBB"})
+    body = {"Messages": {"n1": "so"}, "NumErr": 0, "NumNodes": 2, "NumResp": 2}
+    assert reply == [{"Error": error, "Seq": 1}, {"Keys": {"AAAA": 2} if lists else None, **body}]
+    assert agent.calls == [(KEY_COMMANDS[name], "" if lists else "BBBB")]
+
+
+@pytest.mark.parametrize("name", KEY_COMMANDS)
+def test_a_key_command_that_asks_nobody_has_an_empty_body(name, connect):
+    lists = name == "list-keys"
+    empty = {"Messages": {}, "NumErr": 0, "NumNodes": 0, "NumResp": 0}
+    assert connect().ask(name, None if lists else {}) == [
+        {"Error": "Feature not supported", "Seq": 1}, {"Keys": {} if lists else None, **empty},
+    ]  # fmt: skip
+
+
+def test_a_coordinate_is_told_or_that_there_is_none(connect, agent):
+    agent.coordinates["n1"] = Coordinate((0.5,) * 8, 1.5, -0.25, 1e-5)
+    client = connect()
+    place = {"Adjustment": -0.25, "Error": 1.5, "Height": 1e-5, "Vec": [0.5] * 8}
+    assert client.ask("get-coordinate", {"Node": "n1"}) == [OK, {"Coord": place, "Ok": True}]
+    nowhere = {"Adjustment": 0.0, "Error": 0.0, "Height": 0.0, "Vec": None}
+    assert client.ask("get-coordinate", {"Node": "x"}) == [OK, {"Coord": nowhere, "Ok": False}]
+
+
+def test_members_are_packed_once_until_one_of_them_changes(connect, agent):
+    client, other = connect(), connect()
+    assert [m["Name"] for m in client.ask("members")[1]["Members"]] == ["n1", "n2"]
+    # As the agent's version did not change, it is not asked again.
+    agent.everybody.append(member("n3"))
+    for asking in (client, other):
+        for reply in (asking.ask("members"), asking.ask("members-filtered", {"Name": "n."})):
+            assert [m["Name"] for m in reply[1]["Members"]] == ["n1", "n2"]
+    agent.members_version += 1
+    assert [m["Name"] for m in client.ask("members-filtered", {"Name": "n[13]"})[1]["Members"]] == [
+        "n1", "n3",
+    ]  # fmt: skip
 
 
 def test_stats_come_by_section(connect, agent):

@@ -192,7 +192,7 @@ def test_more_than_the_limit_is_not_taken_in():
 
 def test_a_member_is_written_with_what_its_node_announced():
     strange = member("n\udcff", port=65535, status=Status.LEFT, addr=bytes(range(16)), tag="\udc80")
-    packed = messages.pack(messages.members_body([strange]))
+    packed = messages.PackedMembers([strange]).body
     assert msgpack.unpackb(packed, raw=True) == {
         b"Members": [
             {
@@ -215,8 +215,8 @@ def test_a_member_is_written_with_what_its_node_announced():
 
 def test_tags_may_be_any_mapping():
     tags = MappingProxyType({"role": "web"})
-    body = messages.members_body([dataclasses.replace(member("n1"), tags=tags)])
-    assert msgpack.unpackb(messages.pack(body))["Members"][0]["Tags"] == {"role": "web"}
+    body = messages.PackedMembers([dataclasses.replace(member("n1"), tags=tags)]).body
+    assert msgpack.unpackb(body)["Members"][0]["Tags"] == {"role": "web"}
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import msgpack
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from stand_in import Client, StandInAgent, member
+from stand_in import Client, StandInAgent, member, query
 from twisted.internet.address import IPv4Address, IPv6Address
 from twisted.internet.interfaces import IReactorFromThreads, ITCPTransport
 from twisted.internet.task import Clock
@@ -20,6 +20,9 @@ from serfd.rpc.server import (
     CLIENTS_MAX,
     CLOSE_TIME_MAX,
     HANDSHAKE_TIME_MAX,
+    PENDING_MAX,
+    QUERIES_MAX,
+    QUEUED_ANSWERS_MAX,
     QUEUED_BYTES_MAX,
     QUEUED_RECORDS_MAX,
     REQUESTS_PER_TURN,
@@ -111,9 +114,9 @@ def test_a_request_may_come_byte_by_byte(connect):
         ([{"Command": "stop"}, {"Stop": "1"}], [], "Stop: expected an integer from 0 to "),
         ([{"Command": "stream"}, b"\xc1"], [], "not MessagePack: "),
         (
-            [{"Command": "event", "Seq": 1}],
+            [{"Command": "bogus", "Seq": 1}],
             ["Unsupported command"],
-            "command 'event' not recognized",
+            "command 'bogus' not recognized",
         ),
         ([{"Command": "", "Seq": 1}], ["Unsupported command"], "command '' not recognized"),
     ],
@@ -218,7 +221,7 @@ def test_when_the_port_closes_everybody_is_hung_up_on(agent, logs, clock):
 # Commands that fail.
 
 
-@pytest.mark.parametrize(("name", "body"), [("members", [{}]), ("force-leave", [])])
+@pytest.mark.parametrize(("name", "body"), [("members", [{}]), ("force-leave", []), ("query", [])])
 def test_a_mistake_of_ours_is_logged_and_answered(name, body, connect, agent, lines, monkeypatch):
     def mistaken(*args, **kwargs):
         raise ZeroDivisionError("one by zero")
@@ -230,6 +233,19 @@ def test_a_mistake_of_ours_is_logged_and_answered(name, body, connect, agent, li
     assert lines[-1].startswith(f"[ERR] rpc: Command {name} of 127.0.0.1:47080 failed\nTraceback ")
     assert lines[-1].endswith("ZeroDivisionError: one by zero")
     assert client.ask("stop", {}) == [OK]
+
+
+def test_a_query_that_fails_by_our_mistake_is_not_under_way(connect, agent, clock, monkeypatch):
+    client = connect()
+    with monkeypatch.context() as mistaken:
+        mistaken.setattr(agent, "query", None)
+        for _ in range(QUERIES_MAX):
+            client.ask("query", {})
+    clock.pump([0] * 10)
+    client.received()
+    client.ask("query", {})
+    clock.advance(0)
+    assert client.received() == [OK]
 
 
 def test_a_mistake_in_serving_ends_that_connection_only(connect, lines):
@@ -331,6 +347,147 @@ def test_a_seq_is_for_one_stream_at_a_time_and_streams_are_limited(connect):
     assert client.ask("stream", {}, seq=64) == [{"Error": error, "Seq": 64}]
     client.ask("stop", {"Stop": 7}, seq=65)
     assert client.ask("stream", {}, seq=64) == [{"Error": "", "Seq": 64}]
+
+
+def test_a_reply_is_not_overtaken_by_the_events_it_causes(connect, agent, monkeypatch):
+    client, other = connect(), connect()
+    for asking in (client, other):
+        asking.ask("stream", {"Type": "user"}, seq=9)
+    told = agent.user_event
+
+    def tells(name, payload, *, coalesce):
+        agent.publish(user(name))
+        return told(name, payload, coalesce=coalesce)
+
+    monkeypatch.setattr(agent, "user_event", tells)
+    received = client.ask("event", {"Name": "deploy"})
+    assert [o.get("Seq", o.get("Name")) for o in received] == [1, 9, "deploy"]
+    assert names(other.received()) == ["deploy"]
+    # But not kept from a client that waits for a reply.
+    agent.slow = True
+    assert names(client.ask("event", {"Name": "next"}, seq=2)) == ["next"]
+    agent.publish(user("meanwhile"))
+    assert names(client.received()) == ["meanwhile"]
+    agent.slow.callback(None)
+    assert client.received() == [{"Error": "", "Seq": 2}]
+
+
+# Queries on streams, and responses.
+
+
+def ids(received):
+    """Of the queries among what a client got."""
+    return [body["ID"] for body in received if "ID" in body]
+
+
+def test_a_query_is_told_under_an_id_of_the_clients_own(connect, agent):
+    client, other = connect(), connect()
+    client.ask("stream", {"Type": "query:other"}, seq=2)
+    client.ask("stream", {"Type": "*"}, seq=3)
+    client.ask("stream", {"Type": "query"}, seq=4)
+    other.ask("stream", {"Type": "query:load"})
+    agent.publish(query("load", b"x", number=77, ltime=300))
+    body = {"Event": "query", "LTime": 300, "Name": "load", "Payload": b"x"}
+    assert client.received() == [
+        {"Error": "", "Seq": 3}, {**body, "ID": 1}, {"Error": "", "Seq": 4}, {**body, "ID": 2},
+    ]  # fmt: skip
+    assert other.received() == [OK, {**body, "ID": 1}]
+    agent.publish(query("nil"))
+    assert ids(client.received()) == [3, 4]
+    assert other.received() == []
+
+
+def test_a_query_is_answered_by_its_id_once(connect, agent):
+    client = connect()
+    client.ask("stream", {"Type": "query"}, seq=2)
+    for number in (77, 78):
+        agent.publish(query(number=number))
+    assert ids(client.received()) == [1, 2]
+    assert client.ask("respond", {"ID": 2, "Payload": b"so"}) == [OK]
+    assert agent.calls == [("respond", 78, b"so")]
+    error = "failed to respond to key query: response already sent"
+    assert client.ask("respond", {"ID": 2}) == [{"Error": error, "Seq": 1}]
+    error = "failed to respond to key query: response exceeds limit of 1024 bytes"
+    assert client.ask("respond", {"ID": 1, "Payload": bytes(1024)}) == [{"Error": error, "Seq": 1}]
+    assert client.ask("respond", {"ID": 1}) == [OK]
+
+
+def test_an_id_is_good_until_the_deadline_and_on_its_connection_only(connect, agent, clock):
+    client, other = connect(), connect()
+    for asking in (client, other):
+        asking.ask("stream", {"Type": "query"}, seq=2)
+    agent.publish(query(deadline=10))
+    none = [{"Error": "No pending queries matching ID", "Seq": 1}]
+    assert client.ask("respond", {"ID": 2})[-1:] == none
+    clock.advance(9)
+    assert other.ask("respond", {"ID": 1})[-1:] == [OK]
+    clock.advance(1)
+    assert client.ask("respond", {"ID": 1}) == none
+    assert connect().ask("respond", {"ID": 1}) == none
+
+
+def test_queries_that_may_be_answered_are_limited(serve, agent, clock, lines):
+    factory = serve()
+    client = Client(factory).shake_hands()
+    client.ask("stream", {"Type": "query"})
+    for number in range(PENDING_MAX + 3):
+        agent.publish(query(number=number, deadline=10 if number else 20))
+    assert ids(client.received()) == list(range(1, PENDING_MAX + 1))
+    warned = "Dropping events to client: 127.0.0.1:47080: it does not respond to queries"
+    assert lines[-1] == f"[WARN] rpc: {warned}"
+    assert factory.records_dropped == 3
+    clock.advance(10)
+    agent.publish(query(deadline=20))
+    assert ids(client.received()) == [PENDING_MAX + 1]
+    assert client.ask("respond", {"ID": 1}) == [OK]
+
+
+def test_queries_under_way_are_limited(connect, agent, clock):
+    client = connect()
+    for seq in range(QUERIES_MAX):
+        client.ask("query", {}, seq=seq)
+        clock.advance(0)
+    client.received()
+    error = "256 queries are under way on this connection; try later"
+    assert client.ask("query", {}) == [{"Error": error, "Seq": 1}]
+    agent.asked[7].end()
+    client.received()
+    client.ask("query", {})
+    clock.advance(0)
+    assert client.received() == [OK]
+
+
+def test_answers_for_a_client_that_went_away_go_nowhere(serve, agent, clock):
+    factory = serve()
+    client, hasty = Client(factory).shake_hands(), Client(factory).shake_hands()
+    client.ask("query", {})
+    clock.advance(0)
+    client.received()
+    hasty.ask("query", {})
+    for gone in (client, hasty):
+        gone.hang_up()
+    for asked in agent.asked:
+        asked.answer("n1", b"late")
+        asked.end()
+    clock.advance(0)
+    assert client.received() == []
+    assert hasty.received() == [OK]
+
+
+def test_the_end_of_a_query_is_never_dropped(serve, agent, clock):
+    factory = serve()
+    client = Client(factory).shake_hands()
+    client.ask("query", {})
+    clock.advance(0)
+    client.received()
+    client.stops_reading()
+    for n in range(QUEUED_ANSWERS_MAX + 5):
+        agent.asked[0].answer(f"n{n}")
+    agent.asked[0].end()
+    client.reads_again()
+    senders = [body["From"] for body in client.received()[1::2]]
+    assert senders == [f"n{n}" for n in range(QUEUED_ANSWERS_MAX)] + [""]
+    assert factory.records_dropped == 5
 
 
 # Clients that do not read.
@@ -576,7 +733,12 @@ def test_whatever_a_client_sends_it_is_answered_or_hung_up_on(requests, auth, cu
     for start in range(0, len(data), cut):
         client.send(data[start : start + cut])
         agent.publish(user())
-    clock.advance(0)
+        agent.publish(query())
+        clock.advance(0)
+        for asked in agent.asked:
+            asked.answer("n1")
+            asked.end()
+        agent.asked.clear()
     assert all("Error" not in o or "internal" not in o["Error"] for o in client.received())
     if not client.hung_up_on:
         assert client.protocol._reading  # it waits for the rest

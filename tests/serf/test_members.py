@@ -156,6 +156,39 @@ def test_who_is_gone_for_long_is_erased(held: Status, now: float, *, erased: boo
     assert (members.get("n") is None) is erased
 
 
+def test_the_version_grows_with_every_change_that_is_seen_and_with_no_other() -> None:
+    members = Members("me")
+    members.joined(peer("me"))
+    members.joined(peer())
+    seen = [members.version]
+
+    def changed() -> bool:
+        seen.append(members.version)
+        return seen[-1] > seen[-2]
+
+    members.join_intent("n", 5, 0.0)
+    members.leave_intent("n", 5, 0.0, own_leave=False)
+    members.leave_intent("stranger", 5, 0.0, own_leave=False)
+    members.gone(peer("stranger"), 0.0)
+    members.reap(0.0, failed_after=1.0, left_after=1.0)
+    assert not changed()
+    members.leave_intent("n", 6, 0.0, own_leave=False)
+    assert changed()
+    members.join_intent("n", 7, 0.0)
+    assert changed()
+    members.gone(peer(), 0.0)
+    assert changed()
+    members.joined(peer())
+    assert changed()
+    members.updated()
+    assert changed()
+    members.gone(peer(), 0.0)
+    members.leave_intent("n", 8, 0.0, own_leave=False)
+    assert changed()
+    members.reap(2.0, failed_after=1.0, left_after=1.0)
+    assert changed()
+
+
 def test_a_snapshot_is_a_copy_of_the_moment() -> None:
     members = holding(Status.ALIVE)
     record = members.get("n")

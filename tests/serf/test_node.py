@@ -1,7 +1,7 @@
 """Serf's layer of one node: intents, leaving, tags, events to pass on, reaping, reconnecting."""
 
 import pytest
-from one_node import OneNode, address
+from one_node import VSN, OneNode, address
 
 from serfd.config import Seconds
 from serfd.effects import Emit
@@ -319,6 +319,20 @@ def test_a_members_new_tags_are_seen() -> None:
     member = one.node.member("n2")
     assert member is not None
     assert dict(member.tags) == {"a": "b"}
+
+
+def test_the_version_of_the_members_grows_with_tags_and_versions_of_a_member() -> None:
+    one = OneNode("n2")
+    seen = [one.node.members_version]
+    one.hear(OneNode.alive("n2", 2))
+    assert one.node.members_version == seen[-1]
+    one.hear(OneNode.alive("n2", 3, encode_tags({"a": "b"}, protocol=5)))
+    seen.append(one.node.members_version)
+    one.hear(OneNode.alive("n2", 4, encode_tags({"a": "b"}, protocol=5), vsn=VSN[:5] + b"\4"))
+    seen.append(one.node.members_version)
+    one.node.update_tags(0.0, {"x": "y"})
+    seen.append(one.node.members_version)
+    assert sorted(set(seen)) == seen
 
 
 # User events and queries of others.
