@@ -31,17 +31,27 @@ HELLO = reply(1)
 class RecordedAgent:
     """Takes one connection: reads `after` bytes, says `answers`, then listens until it is closed.
 
-    With `hangs_up` it closes its side when it has said all. `released` holds the answers back.
+    With `hangs_up` it closes its side when it has said all. `released`, when cleared, holds the
+    answers back. `when` is a word, and what to say once it was heard after all that; saying nothing
+    is hanging up.
     """
 
-    def __init__(self, answers: bytes, *, after: int = 1, hangs_up: bool = False) -> None:
+    def __init__(
+        self,
+        answers: bytes,
+        *,
+        after: int = 1,
+        hangs_up: bool = False,
+        when: tuple[bytes, bytes] | None = None,
+    ) -> None:
         self.received = b""
         self.released = threading.Event()
         self.released.set()
-        self._answers, self._after, self._hangs_up = answers, after, hangs_up
+        self._answers, self._after = answers, after
+        self._hangs_up, self._when = hangs_up, when
         self._listening = socket.create_server(("127.0.0.1", 0))
         self._listening.settimeout(10)
-        self.address = "127.0.0.1:%d" % self._listening.getsockname()[1]
+        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
 
     def __enter__(self) -> "RecordedAgent":
@@ -65,3 +75,9 @@ class RecordedAgent:
                 connection.shutdown(socket.SHUT_WR)
             while said := connection.recv(65536):
                 self.received += said
+                if self._when is not None and self._when[0] in self.received:
+                    answer, self._when = self._when[1], None
+                    if answer:
+                        connection.sendall(answer)
+                    else:
+                        connection.shutdown(socket.SHUT_WR)

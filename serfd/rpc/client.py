@@ -29,9 +29,6 @@ LIST_LENGTH_MAX = 1 << 20
 RECORDS_EARLY_MAX = 512
 """Records kept while another request waits for its reply; more are dropped, as Go's client does."""
 
-PATIENCE = 1.0
-"""Seconds without an answer after which `waiting` is called."""
-
 _RECEIVE_SIZE = 1 << 16
 
 # Every other command is answered by a header alone (rpc.md 4).
@@ -86,6 +83,7 @@ class Client:
         timeout: float = 10.0,
         *,
         waiting: Callable[[], None] | None = None,
+        patience: float = 1.0,
     ) -> None:
         """Connect. Handshake and token travel with the first command, in one write.
 
@@ -94,7 +92,7 @@ class Client:
             auth: the agent's rpc_auth; empty if it has none.
             timeout: limit in seconds for connecting and for each write. Reading has none: a leave
                 takes as long as it takes.
-            waiting: called once for every request whose reply has not come after `PATIENCE`
+            waiting: called once for every request whose reply has not come after `patience`
                 seconds.
 
         Raises:
@@ -103,6 +101,7 @@ class Client:
         self._address = address
         self._timeout = timeout
         self._waiting = waiting
+        self._patience = patience
         self._notice: Callable[[], None] | None = None
         self._pack = Packer(use_bin_type=True, unicode_errors="surrogateescape").pack
         self._unpacker = Unpacker(
@@ -305,7 +304,7 @@ class Client:
 
     def _receive(self) -> bytes:
         if self._notice is not None:
-            self._socket.settimeout(PATIENCE)
+            self._socket.settimeout(self._patience)
             try:
                 return self._receive_now()
             except TimeoutError:
@@ -317,9 +316,10 @@ class Client:
     def _receive_now(self) -> bytes:
         try:
             data = self._socket.recv(_RECEIVE_SIZE)
-        except TimeoutError:
-            raise
-        except OSError:
+        except OSError as error:
+            # Patience that is at its end has no number.
+            if error.errno is None:
+                raise
             raise ConnectionClosed from None
         if not data:
             raise ConnectionClosed
@@ -343,7 +343,9 @@ def address_text(member: Mapping[str, Any]) -> str:
 
 
 def _list(body: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
-    found = body.get(field) or []
+    found = body.get(field)
+    if found is None:
+        return []
     if not isinstance(found, list):
         raise RpcError(f"{field} in the agent's answer is no list but {type(found).__name__}")
     return found
@@ -361,20 +363,23 @@ def _connect(address: str, timeout: float) -> _socket.socket:
         if isinstance(error, _socket.gaierror) and error.errno == _socket.EAI_SERVICE:
             raise _bad_address(f"address tcp/{port}: unknown port") from None
         raise _bad_address(f"lookup {host}: no such host") from None
-    failure = CannotConnect(f"dial tcp: lookup {host}: no addresses", "")
+    failure = _bad_address(f"lookup {host}: no such host")
     for family, kind, protocol, _, where in found:
-        connection = _socket.socket(family, kind, protocol)
-        connection.settimeout(timeout)
         try:
-            connection.connect(where)
-            return connection
+            return _open(_socket.socket(family, kind, protocol), where, timeout)
         except OSError as error:
-            connection.close()
             failure = _refused(where, error)
-        except BaseException:
-            connection.close()
-            raise
     raise failure
+
+
+def _open(connection: _socket.socket, where: tuple[Any, ...], timeout: float) -> _socket.socket:
+    try:
+        connection.settimeout(timeout)
+        connection.connect(where)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
 
 
 def _refused(where: tuple[Any, ...], error: OSError) -> CannotConnect:
@@ -392,12 +397,12 @@ def _split(address: str) -> tuple[str, str]:
     if not address:
         raise _bad_address("missing address")
     host, colon, port = address.rpartition(":")
+    if not colon or not port or port[-1] == "]":
+        raise _bad_address(f"address {address}: missing port in address")
     if host[:1] == "[" and host[-1:] == "]":
         host = host[1:-1]
     elif ":" in host:
         raise _bad_address(f"address {address}: too many colons in address")
-    if not colon or not port or port[-1] == "]":
-        raise _bad_address(f"address {address}: missing port in address")
     if port.isdigit() and not (port.isascii() and len(port) <= 5 and int(port) <= 65535):
         raise _bad_address(f"address {port}: invalid port")
     # As in Go, no host is this host.

@@ -2,7 +2,9 @@
 
 import itertools
 import os
+import re
 import socket
+import struct
 import subprocess
 import sys
 import threading
@@ -11,8 +13,14 @@ import msgpack
 import pytest
 from recorded_agent import HELLO, RecordedAgent, frames, reply
 
-from serfd.rpc import client as client_module
-from serfd.rpc.client import CannotConnect, Client, ConnectionClosed, RpcError, address_text
+from serfd.rpc.client import (
+    RECORDS_EARLY_MAX,
+    CannotConnect,
+    Client,
+    ConnectionClosed,
+    RpcError,
+    address_text,
+)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +48,7 @@ from serfd.rpc.client import CannotConnect, Client, ConnectionClosed, RpcError, 
         ),
         (
             "go-event",
-            lambda c: c.call("event", {"Coalesce": True, "Name": "deploy", "Payload": b"v1"}),
+            lambda c: c.call("event", {"Coalesce": True, "Name": "deploy", "Payload": b"v1.2"}),
             {},
         ),
     ],
@@ -86,9 +94,12 @@ def test_handshake_token_and_first_command_do_not_wait_for_each_other():
     ],
 )
 def test_the_agents_error_text_is_the_errors_text(name, ask, error):
-    with RecordedAgent(frames(name, "server")) as agent, Client(agent.address) as client:
-        with pytest.raises(RpcError) as caught:
-            ask(client)
+    with (
+        RecordedAgent(frames(name, "server")) as agent,
+        Client(agent.address) as client,
+        pytest.raises(RpcError) as caught,
+    ):
+        ask(client)
     assert str(caught.value) == error
 
 
@@ -113,25 +124,55 @@ def test_the_second_refusal_of_a_request_without_token_is_ignored():
 
 def test_a_wrong_token_means_that_one_cannot_connect():
     answers = frames("go-auth-wrong", "server") + reply(3, "Authentication required")
-    with RecordedAgent(answers) as agent, Client(agent.address, "wrong") as client:
-        with pytest.raises(CannotConnect) as caught:
-            client.members()
+    with (
+        RecordedAgent(answers) as agent,
+        Client(agent.address, "wrong") as client,
+        pytest.raises(CannotConnect) as caught,
+    ):
+        client.members()
     assert caught.value.reason == "Invalid authentication token"
     assert "SERF_RPC_AUTH" in str(caught.value)
 
 
 def test_an_agent_that_closes_instead_of_answering_is_told_so():
     answers = frames("go-members-filtered-badregex", "server")
-    with RecordedAgent(answers, hangs_up=True) as agent, Client(agent.address) as client:
-        with pytest.raises(ConnectionClosed, match="^client closed$"):
-            client.members_filtered(name="(")
+    with (
+        RecordedAgent(answers, hangs_up=True) as agent,
+        Client(agent.address) as client,
+        pytest.raises(ConnectionClosed, match=r"^client closed$"),
+    ):
+        client.members_filtered(name="(")
+
+
+@pytest.mark.parametrize("heard", [0, 1])
+def test_an_agent_that_breaks_off_has_closed(heard):
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        client = Client(f"127.0.0.1:{listening.getsockname()[1]}")
+        connection, _ = listening.accept()
+
+    def break_off():
+        connection.recv(heard)
+        # Without lingering, closing is a reset.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.close()
+
+    breaking = threading.Thread(target=break_off)
+    breaking.start()
+    if not heard:
+        breaking.join()
+    with client, pytest.raises((ConnectionClosed, CannotConnect), match="client closed"):
+        client.members()
+    breaking.join()
 
 
 def test_an_unsupported_command_is_refused_without_a_body():
     answers = HELLO + reply(2, "Unsupported command")
-    with RecordedAgent(answers, hangs_up=True) as agent, Client(agent.address) as client:
-        with pytest.raises(RpcError, match="^Unsupported command$"):
-            client.call("get-coordinate", {"Node": "n1"})
+    with (
+        RecordedAgent(answers, hangs_up=True) as agent,
+        Client(agent.address) as client,
+        pytest.raises(RpcError, match=r"^Unsupported command$"),
+    ):
+        client.call("get-coordinate", {"Node": "n1"})
 
 
 @pytest.mark.parametrize(
@@ -146,11 +187,13 @@ def test_an_unsupported_command_is_refused_without_a_body():
     ],
 )
 def test_something_that_is_no_agent_is_not_talked_to(said, reason):
-    with RecordedAgent(said, hangs_up=True) as agent, Client(agent.address) as client:
-        with pytest.raises(CannotConnect) as caught:
-            client.members()
-    with pytest.raises(CannotConnect, match=reason):
-        raise CannotConnect(caught.value.reason, "")
+    with (
+        RecordedAgent(said, hangs_up=True) as agent,
+        Client(agent.address) as client,
+        pytest.raises(CannotConnect) as caught,
+    ):
+        client.members()
+    assert re.search(reason, caught.value.reason)
     assert caught.value.advice == f"Is {agent.address} the RPC address of a Serf agent?"
 
 
@@ -162,9 +205,12 @@ def test_something_that_is_no_agent_is_not_talked_to(said, reason):
     ],
 )
 def test_an_answer_of_a_wrong_shape_is_named(ask, answer, text):
-    with RecordedAgent(HELLO + reply(2, "", answer)) as agent, Client(agent.address) as client:
-        with pytest.raises(RpcError) as caught:
-            ask(client)
+    with (
+        RecordedAgent(HELLO + reply(2, "", answer)) as agent,
+        Client(agent.address) as client,
+        pytest.raises(RpcError) as caught,
+    ):
+        ask(client)
     assert str(caught.value) == text
 
 
@@ -224,22 +270,21 @@ def test_a_connection_that_is_not_accepted_in_time_is_given_up():
 def test_a_write_that_does_not_get_through_in_time_is_given_up():
     with socket.create_server(("127.0.0.1", 0)) as deaf:
         port = deaf.getsockname()[1]
-        with Client(f"127.0.0.1:{port}", timeout=0.05) as client:
-            with pytest.raises(RpcError, match=rf"write tcp 127.0.0.1:{port}: i/o timeout"):
-                client.call("event", {"Payload": bytes(50_000_000)})
+        expected = pytest.raises(RpcError, match=rf"write tcp 127.0.0.1:{port}: i/o timeout")
+        with Client(f"127.0.0.1:{port}", timeout=0.05) as client, expected:
+            client.call("event", {"Payload": bytes(50_000_000)})
 
 
-def test_a_slow_answer_is_waited_for_and_told_once(monkeypatch):
+def test_a_slow_answer_is_waited_for_and_told_once():
     told = []
 
     def waiting():
         told.append("waiting")
         agent.released.set()
 
-    monkeypatch.setattr(client_module, "PATIENCE", 0.01)
     with RecordedAgent(HELLO + reply(2)) as agent:
         agent.released.clear()
-        with Client(agent.address, waiting=waiting) as client:
+        with Client(agent.address, waiting=waiting, patience=0.01) as client:
             client.leave()
     assert told == ["waiting"]
 
@@ -284,7 +329,7 @@ def test_records_that_come_before_another_reply_are_kept():
 
 
 def test_records_that_come_before_another_reply_are_not_kept_without_limit():
-    many = client_module.RECORDS_EARLY_MAX + 1
+    many = RECORDS_EARLY_MAX + 1
     answers = HELLO + reply(2) + many * reply(2, "", {"Log": "early"})
     answers += reply(3, "", {"Members": []}) + reply(2, "", {"Log": "late"})
     with RecordedAgent(answers, hangs_up=True) as agent, Client(agent.address) as client:
@@ -329,7 +374,7 @@ def test_the_client_is_imported_without_slow_modules():
 def test_a_client_is_interrupted_while_it_waits():
     code = (
         "import sys; from serfd.rpc.client import Client\n"
-        "c = Client(sys.argv[1], waiting=lambda: print('waiting', flush=True))\n"
+        "c = Client(sys.argv[1], waiting=lambda: print('waiting', flush=True), patience=0.01)\n"
         "try: c.leave()\n"
         "except KeyboardInterrupt: print('interrupted')"
     )
@@ -341,4 +386,3 @@ def test_a_client_is_interrupted_while_it_waits():
             assert child.stdout.readline() == "waiting\n"
             child.send_signal(2)
             assert child.stdout.read() == "interrupted\n"
-    assert threading.active_count() >= 1
