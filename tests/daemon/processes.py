@@ -7,14 +7,16 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pytest
 
-from serfd.rpc.client import CannotConnect, Client, RpcError, address_text
+from serfd.rpc.client import CannotConnect, Client, ConnectionClosed, RpcError, address_text
 
 T = TypeVar("T")
 Kind = Literal["serf", "serfd"]
@@ -24,6 +26,9 @@ LIMIT = 60.0
 POLL = 0.05
 PORTS = range(10_000, 32_000)
 """Below the ports that the system gives to outgoing connections."""
+LOCAL = "-profile=local"
+"""The option for short timeouts. It tells each news twice only: of more than three members one may
+then hear of it as late as by its next exchange of states."""
 LOG_LINES_SHOWN = 150
 BIN = Path(sys.executable).parent
 SERFD, SERFCTL = str(BIN / "serfd"), str(BIN / "serfctl")
@@ -31,7 +36,7 @@ SERFD, SERFCTL = str(BIN / "serfd"), str(BIN / "serfctl")
 _choice = random.SystemRandom()
 
 
-def until(what: str, condition: Callable[[], T], *, limit: float = LIMIT) -> T:
+def until(what: str, condition: Callable[[], T | None], *, limit: float = LIMIT) -> T:
     """Ask again and again until `condition` gives something true; that is returned.
 
     An agent that does not answer yet counts as no. Raises AssertionError with the last answer.
@@ -67,15 +72,16 @@ def until_is(what: str, look: Callable[[], T], wanted: T) -> None:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that was free for TCP and UDP a moment ago."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         port = _choice.choice(PORTS)
         with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(family, socket.SOCK_STREAM) as tcp,
+            socket.socket(family, socket.SOCK_DGRAM) as udp,
         ):
             try:
-                tcp.bind((host, port))
-                udp.bind((host, port))
+                tcp.bind((host.strip("[]"), port))
+                udp.bind((host.strip("[]"), port))
             except OSError:
                 continue
             return port
@@ -189,9 +195,10 @@ class AgentProcess:
 
     # What is done to it.
 
-    def join(self, other: "AgentProcess") -> None:
+    def join(self, other: "AgentProcess") -> int:
+        """How many answered; raises RpcError if nobody did."""
         with self.client() as client:
-            assert client.join([other.bind]) == 1
+            return client.join([other.bind])
 
     def signal(self, number: signal.Signals) -> None:
         self.process.send_signal(number)
@@ -214,7 +221,7 @@ class Agents:
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-        self._all: list[AgentProcess] = []
+        self.all: list[AgentProcess] = []
 
     def start(
         self,
@@ -225,15 +232,15 @@ class Agents:
         env: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
     ) -> AgentProcess:
-        """Start one on free ports, profile `local`, and wait until it answers.
+        """Start one on free ports and wait until it answers.
 
         `options` are in Serf's spelling; `config` becomes a JSON or a TOML file.
         """
         agent = self.prepare(kind, name, *options, config=config, env=env)
-        self.launch(agent, host=host)
+        self.launch(agent, host)
         return agent
 
-    def launch(self, agent: AgentProcess, *, host: str = "127.0.0.1") -> None:
+    def launch(self, agent: AgentProcess, host: str = "127.0.0.1") -> None:
         """Start a prepared one on free ports, and wait until it answers."""
         while True:
             ends = len(agent.log())
@@ -257,26 +264,27 @@ class Agents:
         """One that is not started yet."""
         folder = self._folder
         command = ["serf", "agent"] if kind == "serf" else [SERFD]
-        more = ["-profile=local", *options]
+        more = list(options)
         if config is not None:
             path = folder / f"{name}.{'json' if kind == 'serf' else 'toml'}"
             path.write_text(json.dumps(config) if kind == "serf" else toml(config))
             more.append(f"-config-file={path}")
         agent = AgentProcess(kind, name, command, more, folder=folder, env=env or {})
-        self._all.append(agent)
+        self.all.append(agent)
         return agent
 
     def cluster(
         self,
         kinds: Mapping[str, Kind],
         *options: str,
-        config: Mapping[str, Any] | None = None,
+        configs: Mapping[Kind, Mapping[str, Any]] | None = None,
         own: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, AgentProcess]:
         """Agents by name, joined through the first one; `own` are options of single ones."""
         found: dict[str, AgentProcess] = {}
         for name, kind in kinds.items():
             mine = (own or {}).get(name, ())
+            config = (configs or {}).get(kind)
             found[name] = self.start(kind, name, *options, *mine, config=config)
         first, *others = found.values()
         for agent in others:
@@ -286,13 +294,33 @@ class Agents:
 
     def end(self) -> None:
         """Kill all that still run, and print what they wrote: pytest shows it on a failure."""
-        for agent in self._all:
+        for agent in self.all:
             if agent.is_running:
                 agent.kill()
-        for agent in self._all:
+        for agent in self.all:
             lines = agent.log().splitlines()
             print(f"--- {agent.kind} {agent.name}, the last of {len(lines)} lines:")
             print("\n".join(lines[-LOG_LINES_SHOWN:]))
+
+
+class Records:
+    """Everything one agent sends on a stream of events, from now on."""
+
+    def __init__(self, agent: AgentProcess, wanted: str = "*") -> None:
+        client = agent.client()
+        self.got: list[dict[str, Any]] = []
+        client.start("stream", {"Type": wanted})
+        # It ends with its agent.
+        threading.Thread(target=self._read, args=(client,), daemon=True).start()
+
+    def _read(self, client: Client) -> None:
+        with client, suppress(ConnectionClosed):
+            for _, record in client.records():
+                self.got.append(record)
+
+    def wait(self, what: str, wanted: Callable[[dict[str, Any]], bool]) -> dict[str, Any]:
+        """The first record that is as wanted."""
+        return until(what, lambda: next(filter(wanted, self.got), None))
 
 
 def everyone_sees(agents: Iterable[AgentProcess], statuses: Mapping[str, str]) -> None:

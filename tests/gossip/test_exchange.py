@@ -40,7 +40,7 @@ def test_a_state_is_taken_in_order_and_freed_as_it_is_taken() -> None:
     exchange = Exchange(1, address("n2"), reader, Asking(None))
     exchange.head = PushPullHead(5, 0, join=True)
     exchange.states = [NodeState(f"n{i}", b"\x0a\0\0\1", 1, b"", 1, 0, VSN) for i in range(5)]
-    merge = Merge(exchange, b"user", news=True)
+    merge = Merge(exchange, b"user", news=True, present=1)
     taken = []
     while not merge.is_over:
         some = merge.take(2)
