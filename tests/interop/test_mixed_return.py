@@ -12,8 +12,8 @@ pytestmark = pytest.mark.interop
 KINDS: tuple[Kind, ...] = ("serf", "serfd")
 
 
-# Both would be every 30 s: looking for one that failed; and the exchange of states, by which it hears
-# of the others should it have refuted its death before it was looked for.
+# Both would be every 30 s: looking for one that failed; and the exchange of states, by which it
+# hears of the others should it have refuted its death before it was looked for.
 QUICK = {"reconnect_interval": "1s"}
 CONFIGS: Mapping[Kind, Mapping[str, Any]] = {
     "serf": QUICK,
