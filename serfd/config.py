@@ -28,8 +28,6 @@ GOSSIP_PORT = 7946
 RPC_PORT = 7373
 KEY_SIZES = (16, 24, 32)
 LOG_LEVELS = ("TRACE", "DEBUG", "INFO", "WARN", "ERR")
-TAGS_SIZE_MAX = 512
-"""Bytes of encoded tags a node may announce (serf.md 3)."""
 
 _UNITS = {"ns": 1e-9, "us": 1e-6, "µs": 1e-6, "ms": 1e-3, "s": 1.0, "m": 60.0, "h": 3600.0}
 _DURATION = re.compile(r"([0-9]+(?:\.[0-9]*)?|\.[0-9]+)(ns|us|µs|ms|s|m|h)")

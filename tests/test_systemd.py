@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from serfd import daemon, options, systemd
+from serfd.service import EXIT_NOT_LEFT
 
 UNIT = Path(__file__).parents[1] / "packaging" / "systemd" / "serfd.service"
 
@@ -117,4 +118,4 @@ def test_the_unit_agrees_with_the_program() -> None:
     given = options.parse(arguments, daemon.OPTIONS)
     assert given.values == {"config-dir": ["/etc/serfd"]}
     assert service["Type"] == "notify"
-    assert service["SuccessExitStatus"] == str(daemon.EXIT_NOT_LEFT)
+    assert service["SuccessExitStatus"] == str(EXIT_NOT_LEFT)

@@ -104,10 +104,14 @@ class Exchange:
 class Merge:
     """A peer's full state on its way into this node's, a slice at a time."""
 
-    __slots__ = ("_states", "join", "news", "peer", "user_state", "with_join")
+    __slots__ = ("_states", "join", "news", "peer", "present", "user_state", "with_join")
 
-    def __init__(self, exchange: Exchange, user_state: bytes, *, news: bool) -> None:
-        """`news`: somebody other than the peer may not know of these members yet."""
+    def __init__(self, exchange: Exchange, user_state: bytes, *, news: bool, present: int) -> None:
+        """`news`: somebody other than the peer may not know of these members yet.
+
+        `present`: members there were before.
+        """
+        self.present = present
         assert exchange.head is not None
         purpose = exchange.purpose
         self.peer = exchange.peer

@@ -73,12 +73,19 @@ LEAVING_GOSSIP_INTERVAL = 0.05
 NOTES_DELAY = 1.0
 """Within so many seconds after a join this node exchanges state once more, with whoever else came
 in the same moment: their news had too few transmits while the cluster still looked small."""
+MANY = 3
+"""Members learned of in one exchange after which it does so too: two clusters have met."""
 MERGE_SLICE = 500
 """Member states taken in at a time, so that a large cluster does not stall the reactor."""
 TURN = 0.001
 """Seconds after which a slice of work is followed by the next: one turn of the reactor."""
-STREAMS_ACCEPTED_MAX = 128
-"""Streams of peers open at once; more are closed without an answer (gossip.md 1)."""
+STREAMS_ACCEPTED_MAX = 512
+"""Streams of peers open at once; more are closed without an answer. Real agents take 127, too few
+for a few hundred that start at the same moment with the same seed."""
+STREAM_LARGE = 1 << 20
+"""Bytes a stream may bring, unpacked, whatever the others do."""
+STREAMS_HELD_MAX = 256 << 20
+"""Bytes that all streams may bring together; the one that passes it is closed."""
 MERGES_MAX = 64
 """States waiting to be merged; more are dropped, the next exchange brings them again."""
 CLAIMS_MAX = 128
@@ -824,6 +831,13 @@ class Memberlist:
             self._drop("stream", exchange.peer, error)
             self._failed(exchange, str(error))
             return
+        if exchange.reader.taken > STREAM_LARGE:
+            taken = sum(other.reader.taken for other in self._streams.values())
+            if taken > STREAMS_HELD_MAX:
+                self._close(exchange)
+                self._drop("stream", exchange.peer, f"all streams bring over {taken} bytes")
+                self._failed(exchange, "too much is being read already")
+                return
         for item in items:
             match item:
                 case NodeState():
@@ -877,7 +891,7 @@ class Memberlist:
         # While this node is alone, whoever answers it knows all that its answer says: there is
         # nobody to tell. Otherwise two clusters may be meeting.
         news = self.table.anyone_else or isinstance(exchange.purpose, Answering)
-        self._merges.append(Merge(exchange, user_state, news=news))
+        self._merges.append(Merge(exchange, user_state, news=news, present=self.table.present))
         if len(self._merges) == 1:
             self._merge()
 
@@ -908,12 +922,17 @@ class Memberlist:
         if merge.user_state:
             self._delegate.merge_remote_state(merge.user_state, merge.peer, join=merge.with_join)
         self.news()
+        if merge.join is not None or self.table.present - merge.present >= MANY:
+            self._compare_notes()
         if merge.join is not None:
             merge.join.answered()
-            if self._config.push_pull_interval > 0:
-                delay = NOTES_DELAY * (1 + self._rng.random()) / 2
-                self._timers.set(PushPullDue(), self._now + delay)
             self._ask_next(merge.join)
+
+    def _compare_notes(self) -> None:
+        due = self._timers.deadline(PushPullDue())
+        if due is not None:
+            delay = NOTES_DELAY * (1 + self._rng.random()) / 2
+            self._timers.set(PushPullDue(), min(due, self._now + delay))
 
     def _merge_state(self, s: NodeState, *, news: bool) -> None:
         """Take in one entry of a peer's state (gossip.md 5.6)."""

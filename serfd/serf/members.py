@@ -5,7 +5,7 @@ from functools import lru_cache
 from types import MappingProxyType
 from typing import NamedTuple
 
-from serfd.gossip.member_table import Peer
+from serfd.gossip.member_table import Peer, State
 from serfd.serf.events import Member, MemberEventKind, Status
 from serfd.wire.serf_messages import decode_tags
 
@@ -109,11 +109,15 @@ class Members:
         return record
 
     def gone(self, peer: Peer, now: float) -> tuple[Record, MemberEventKind] | None:
-        """Gossip lost the member; whether it left or failed says its intent, not gossip."""
+        """Gossip lost the member: it left if it said so, in its intent or its farewell.
+
+        A real agent goes by the intent only, and takes who leaves for failed where that was missed.
+        """
         record = self._records.get(peer.name)
         if record is None:
             return None
-        if record.status is Status.LEAVING:
+        said_so = record.status is Status.LEAVING or peer.state is State.LEFT
+        if said_so and record.status in (Status.ALIVE, Status.LEAVING):
             self._enter(record, Status.LEFT)
             record.left_at = now
             return record, MemberEventKind.LEAVE

@@ -557,8 +557,11 @@ class Node:
                 clock.witness(time - 1)
         gone = set(remote.left_members)
         for name in remote.left_members:
-            ltime = remote.status_ltimes.get(name, 0) + 1
-            self._leave_intent(LeaveIntent(ltime, name, prune=False))
+            # Who is present came back since, which the peer may not know yet; nothing would ever
+            # correct it. Of strangers and of those who left already there is nothing to learn.
+            if name in self._members.failed:
+                ltime = remote.status_ltimes.get(name, 0) + 1
+                self._leave_intent(LeaveIntent(ltime, name, prune=False))
         for name, ltime in remote.status_ltimes.items():
             if name not in gone:
                 self._join_intent(JoinIntent(ltime, name))

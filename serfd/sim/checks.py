@@ -5,15 +5,16 @@ configuration; they are what the protocol promises, not what is usual.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from serfd.config import Config, GossipConfig
 from serfd.errors import WireError
 from serfd.gossip import memberlist
 from serfd.gossip.lifeguard import suspicion_timeout_min
+from serfd.gossip.member_table import socket_address
 from serfd.serf import members, node
 from serfd.serf.events import MemberEvent, MemberEventKind, Status
-from serfd.sim.process import Asked, End, Happening, Process
+from serfd.sim.process import Asked, Happening, Process
 from serfd.wire.envelope import Envelope
 from serfd.wire.packet import PacketCodec
 from serfd.wire.swim_messages import ENCRYPT
@@ -50,8 +51,8 @@ def usual_detection_bound(gossip: GossipConfig, members: int) -> float:
     """The same, for a healthy cluster that loses no packets, and with near certainty.
 
     In each probe interval, every other node probes the crashed one with a chance of one in
-    `members`: after 25 the chance that not enough of them did is under one in 10⁷. Their accusations
-    bring the timeout down to its minimum, and gossip brings the verdict to all.
+    `members`: after 25 the chance that not enough of them did is under one in 10⁷. Their
+    accusations bring the timeout down to its minimum, and gossip brings the verdict to all.
     """
     turns = min(25, 2 * (members + 2)) + 1
     timeout = suspicion_timeout_min(members, gossip.probe_interval, gossip.suspicion_mult)
@@ -76,8 +77,8 @@ def convergence_bound(config: Config, members: int, *, score: int) -> float:
     Suspicions that are under way end. Then nodes that lost each other meet again: the first
     reconnect makes both sides refute, the second brings that to those who believed the worst; a
     third, since a reconnect may choose a member that is really dead, and as many more as there are
-    of those are drawn before in vain, at most. Then state exchanges spread what gossip missed, as an
-    epidemic: a few more rounds than the logarithm of the members.
+    of those are drawn before in vain, at most. Then state exchanges spread what gossip missed, as
+    an epidemic: a few more rounds than the logarithm of the members.
     """
     gossip = config.gossip
     exchanges = math.ceil(math.log2(members + 1)) + 4
@@ -124,21 +125,49 @@ def completeness(running: Sequence[Process], crashed: Iterable[Process]) -> str 
 
 
 def convergence(running: Sequence[Process], ended: Iterable[Process]) -> str | None:
-    """All that have met see the same: who is there, where, with which tags; who is not, and how.
+    """All that can find each other see the same: who is there, where, with which tags; who is not.
 
-    Members that ended may be unknown to some: state exchanges do not bring the dead (gossip.md 5.6).
+    Members that ended may be unknown to some: state exchanges do not bring the dead (gossip.md
+    5.6).
     """
     if len({process.name for process in running}) < len(running):
         return None  # Twins: one name, two truths.
-    gone = {process.name: process for process in ended}
-    told: dict[tuple[int, str], tuple[str, Status]] = {}
-    groups: dict[int, list[Process]] = {}
     for process in running:
-        gone.pop(process.name, None)
-        groups.setdefault(process.group, []).append(process)
+        if process.is_joining:
+            return f"{process.key} has not joined yet"
+    gone = {process.name for process in ended}
+    for island in _islands(running):
+        fault = _agreement(island, gone)
+        if fault is not None:
+            return fault
+    return None
+
+
+def _islands(running: Sequence[Process]) -> list[list[Process]]:
+    """Who can find each other: through others, one holds where the other is.
+
+    Somebody's place is held while it is alive or failed: those that left are not tried again.
+    """
+    islands: list[list[Process]] = []
+    at = {process.address: process for process in running}
     for process in running:
+        found = [process]
+        for member in process.node.members():
+            other = at.get(socket_address(member.addr, member.port))
+            if other is not None and other.name == member.name and member.status is not Status.LEFT:
+                found.append(other)
+        touched = [island for island in islands if any(one in island for one in found)]
+        islands = [island for island in islands if island not in touched]
+        joined = {one.number: one for island in [*touched, found] for one in island}
+        islands.append([joined[number] for number in sorted(joined)])
+    return islands
+
+
+def _agreement(island: Sequence[Process], gone: Collection[str]) -> str | None:
+    told: dict[str, tuple[str, Status]] = {}
+    for process in island:
         view = {member.name: member for member in process.node.members()}
-        for other in groups[process.group]:
+        for other in island:
             member = view.pop(other.name, None)
             if member is None:
                 return f"{process.key} does not know {other.key}"
@@ -156,12 +185,10 @@ def convergence(running: Sequence[Process], ended: Iterable[Process]) -> str | N
                 )
         for member in view.values():
             if member.name not in gone:
-                continue  # It runs, in a group of its own.
+                continue  # It runs, on another island.
             if member.status in (Status.ALIVE, Status.LEAVING):
                 return f"for {process.key}, {member.name} is {member.status.text}, but it is gone"
-            first, status = told.setdefault(
-                (process.group, member.name), (process.key, member.status)
-            )
+            first, status = told.setdefault(member.name, (process.key, member.status))
             if member.status is not status:
                 return (
                     f"{member.name} is {member.status.text} for {process.key}, but {status.text} "
@@ -173,7 +200,7 @@ def convergence(running: Sequence[Process], ended: Iterable[Process]) -> str | N
 def rest(running: Iterable[Process]) -> str | None:
     """When all is said, nothing is left over. To be asked once the convergence bound has passed."""
     for process in running:
-        machine = process.node.memberlist
+        machine = process.machine
         if process.suspects:
             return f"{process.key} still suspects {process.suspects[0]}"
         stats = process.node.stats()
@@ -185,7 +212,7 @@ def rest(running: Iterable[Process]) -> str | None:
 
 def bounds(process: Process) -> str | None:
     """No queue, table or buffer of this process is past its limit."""
-    machine = process.node.memberlist
+    machine = process.machine
     serf = process.node
     limits = (
         ("broadcasts", len(machine.queue), memberlist.QUEUE_MAX),
@@ -215,12 +242,16 @@ def bounds(process: Process) -> str | None:
 
 
 def packet_secrecy(data: bytes, names: Iterable[str]) -> str | None:
-    """A sealed packet tells no name, and nobody without the key can open it."""
+    """A sealed packet tells no name, neither as it is nor unpacked without a key."""
     try:
-        _plain.open(data)
+        # Sealed bytes can look like a message by chance, but then like one that says nothing.
+        told = repr(_plain.open(data))
     except WireError:
-        return _names_in(data, names)
-    return f"a packet of {len(data)} bytes can be opened without a key"
+        told = ""
+    for name in names:
+        if name in told:
+            return f"a packet of {len(data)} bytes names {name!r} to who has no key"
+    return _names_in(data, names)
 
 
 def stream_secrecy(data: bytes, names: Iterable[str]) -> str | None:
@@ -241,7 +272,7 @@ def conservation(asked: Iterable[Asked], now: float, bound: float) -> str | None
     return None
 
 
-def lamport_times(process: Process) -> str | None:
+def once(process: Process) -> str | None:
     """No process delivers the same user event twice."""
     seen: set[tuple[int, str, bytes]] = set()
     for time, event in process.events:

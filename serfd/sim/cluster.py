@@ -1,16 +1,15 @@
 """A whole cluster of real nodes in one process, on virtual time.
 
-One heap of `(time, order, step, arguments)`. Take the first, hand it to its node, carry out the
-node's effects, note when the node wants to wake. The codec, sizes and encryption are the real ones.
-Every effect goes into a running hash, the trace: the same seed gives the same trace.
+Take the first of the agenda, hand it to its node, carry out the node's effects, note when the node
+wants to wake. The codec, sizes and encryption are the real ones. Every effect goes into a running
+hash, the trace: the same seed gives the same trace.
 """
 
 import struct
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from hashlib import blake2b
-from heapq import heappop, heappush
 from ipaddress import IPv4Address, IPv6Address
 from random import Random
 from typing import Any
@@ -25,7 +24,6 @@ from serfd.effects import (
     Emit,
     Finish,
     SendPacket,
-    StreamId,
     Write,
 )
 from serfd.errors import CommandError
@@ -33,24 +31,16 @@ from serfd.gossip.member_table import socket_address
 from serfd.serf.events import MemberEvent, Status
 from serfd.serf.node import Node
 from serfd.sim import checks
-from serfd.sim.faults import RETRANSMIT, Fault, Kind, Network
-from serfd.sim.process import Asked, End, Happening, Process, Socket
+from serfd.sim.agenda import Agenda, Step
+from serfd.sim.faults import Network
+from serfd.sim.process import MET, STARTS, Asked, End, Happening, Process
+from serfd.sim.streams import Streams
 from serfd.wire.sealing import NONCE_SIZE, Keyring
 
 HISTORY_MAX = 200_000
 """Happenings kept; older ones are forgotten."""
-SEGMENT_MAX = 14_480
-"""Bytes of a stream that arrive at a time."""
-SYN_RETRANSMIT = 1.0
-"""Seconds after which a connection attempt is repeated, then doubled."""
-TRIES_MAX = 8
-"""How often the network tries a segment before it gives up without a word."""
 RECEIVE_BUFFER = 1_800
 """Packets that a paused process's socket holds; more are lost."""
-
-Step = Callable[..., None]
-Ending = tuple[str | None]
-"""The end of a stream, with the error if it did not end well."""
 
 _HEAD = struct.Struct("<dIc")
 
@@ -83,7 +73,6 @@ class Cluster:
         `latency`, `jitter`: seconds one way; `loss`: the share of packets lost in the whole run.
         With `joined`, all have met when this returns; without, each is alone.
         """
-        self.now = 0.0
         self.config = config if config is not None else Config()
         self.keys = tuple(keys)
         self.names = names
@@ -99,12 +88,11 @@ class Cluster:
         """How to see the same run again."""
         self._seed = seed
         self._rng = Random(f"{seed} cluster")
-        self._queue: list[tuple[float, int, Step, tuple[Any, ...]]] = []
-        self._order = 0
-        self._everyone: list[Process] = []
+        self._agenda = Agenda()
+        self.everyone: list[Process] = []
         self._at_address: dict[Address, Process] = {}
         self._tickets: dict[Command[Any], Asked] = {}
-        self._then: dict[Command[Any], Callable[[Asked], None]] = {}
+        self._streams = Streams(self._agenda, self.network, self._at_address, self._give)
         self._hash = blake2b(digest_size=8)
         self._was_faulty = loss > 0
         self._touched_at = 0.0
@@ -123,6 +111,11 @@ class Cluster:
 
     # Time.
 
+    @property
+    def now(self) -> float:
+        """Virtual seconds since the run's begin."""
+        return self._agenda.now
+
     def run(self, seconds: float) -> None:
         """Let so much virtual time pass, then see that all holds that must."""
         self._run_to(self.now + seconds)
@@ -138,30 +131,31 @@ class Cluster:
         begin = self.now
         while not condition():
             if self.now - begin > limit:
-                raise self._broken(f"what was waited for did not come in {limit:g} s")
+                why = self.disagreement or "all agree"
+                raise self._broken(f"what was waited for did not come in {limit:g} s: {why}")
             self._run_to(self.now + every)
         self.check()
         return self.now - begin
 
-    def at(self, seconds: float, step: Step, *args: Any) -> None:
-        """Call `step` in so many seconds."""
-        self._push(self.now + seconds, step, *args)
+    def after(self, seconds: float, step: Step, *args: Any) -> None:
+        """Call `step` in so many seconds of virtual time."""
+        self._agenda.after(seconds, step, *args)
 
     def check(self) -> None:
         """See that all holds that must, now. Raises CheckFailed, which names the first thing."""
         running = self.running
         for process in running:
-            self._insist(checks.bounds(process))
-            self._insist(checks.lamport_times(process))
-        self._insist(checks.conservation(self.asked, self.now, checks.command_bound(self.config)))
+            self.insist(checks.bounds(process))
+            self.insist(checks.once(process))
+        self.insist(checks.conservation(self.asked, self.now, checks.command_bound(self.config)))
         if not self._was_faulty:
-            self._insist(checks.accuracy(self.history))
+            self.insist(checks.accuracy(self.history))
         quiet = self.quiet_for
         if quiet > self.detection_bound:
-            self._insist(checks.completeness(running, self.gone(End.CRASHED)))
+            self.insist(checks.completeness(running, self.gone(End.CRASHED)))
         if quiet > self.convergence_bound:
-            self._insist(checks.convergence(running, self.gone()))
-            self._insist(checks.rest(running))
+            self.insist(checks.convergence(running, self.gone()))
+            self.insist(checks.rest(running))
 
     @property
     def quiet_for(self) -> float:
@@ -184,6 +178,11 @@ class Cluster:
     def disagreement(self) -> str | None:
         """The first thing that live nodes see differently from each other, or from the truth."""
         return checks.convergence(self.running, self.gone())
+
+    @property
+    def unrest(self) -> str | None:
+        """The first thing that shows that not all is said yet."""
+        return checks.rest(self.running)
 
     @property
     def trace(self) -> str:
@@ -246,7 +245,7 @@ class Cluster:
     ) -> Process:
         """Start a node, alone at first. `address_of`: its address is that of an ended process."""
         assert key not in self.processes or not self.processes[key].is_running, f"{key} runs"
-        number = len(self._everyone)
+        number = len(self.everyone)
         addr = address_of.addr if address_of is not None else _address_bytes(number)
         rng = Random(f"{self._seed} {key} {number}")
         nonces = Random(f"{self._seed} {key} {number} nonces")
@@ -263,10 +262,7 @@ class Cluster:
         )
         address = socket_address(addr, GOSSIP_PORT)
         process = Process(key, node, address, addr, number=number, now=self.now)
-        if address_of is not None:
-            # Those who knew the old process find the new one by themselves.
-            process.group = address_of.group
-        self._everyone.append(process)
+        self.everyone.append(process)
         self.processes[key] = process
         self._at_address[address] = process
         self._touch()
@@ -277,21 +273,23 @@ class Cluster:
         """Let a node join through others, running or not; gives the command."""
         process = self.processes[key]
         addresses = [self.processes[other].address for other in via]
-        asked = self._ask(process, process.node.join(self.now, addresses))
-        self._when_finished(asked, self._met, [self._at_address[to] for to in addresses])
-        return asked
+        return self._ask(process, process.node.join(self.now, addresses))
 
     def join_all(self, limit: float = 30.0) -> float:
-        """Let all join the first at this instant; gives the seconds until all list all."""
-        first, *others = [process.key for process in self.running]
-        for key in others:
-            self.join(key, first)
-        return self.run_until(self.all_list_all, limit)
+        """Let all join the first at this instant; gives the seconds until all list all.
+
+        Whom it does not answer tries again, as the agent does.
+        """
+        first, *others = self.running
+        for process in others:
+            self._join_until_answered(process, first)
+        took = self.run_until(self.all_list_all, limit)
+        self.tell("all", MET, f"{took:.2f} s after joining")
+        return took
 
     def kill(self, key: str) -> None:
         """End a process without a word: all it knew is lost, and its sockets are closed."""
         self._was_faulty = True
-        self._tell(key, "crashes")
         self._stop(self.processes[key], End.CRASHED)
 
     def restart(self, key: str, *, new_address: bool = False, rejoin: bool = True) -> Process:
@@ -302,23 +300,23 @@ class Cluster:
         old = self.processes[key]
         if old.is_running:
             self.kill(key)
-        self._tell(key, "starts again", "at a new address" if new_address else "")
         process = self.start(key, name=old.name, address_of=None if new_address else old)
+        self.tell(key, STARTS, f"at {process.address}")
         if rejoin:
-            self._rejoin(process)
+            self._join_until_answered(process)
         return process
 
     def leave(self, key: str) -> Asked:
         """Ask a node to leave; when it has, its process ends."""
         process = self.processes[key]
-        self._tell(key, "leaves")
+        self.tell(key, "leaves")
         asked = self._ask(process, process.node.leave(self.now))
-        self._when_finished(asked, self._stop_left)
+        asked.then.append(self._stop_left)
         return asked
 
     def force_leave(self, key: str, name: str, *, prune: bool = False) -> Asked:
         """Ask a node to declare another as left."""
-        self._tell(key, "forces out", name)
+        self.tell(key, "forces out", name)
         process = self.processes[key]
         return self._ask(process, process.node.force_leave(self.now, name, prune=prune))
 
@@ -333,8 +331,8 @@ class Cluster:
         assert process.held is None, f"{key} is paused already"
         self._was_faulty = True
         process.held = []
-        self._tell(key, "is paused", f"for {seconds:.1f} s")
-        self.at(seconds, self._resume, process)
+        self.tell(key, "is paused", f"for {seconds:.1f} s")
+        self.after(seconds, self._resume, process)
 
     @contextmanager
     def partition(self, island: Collection[str]) -> Iterator[None]:
@@ -361,67 +359,14 @@ class Cluster:
         with self._disturbance(self.network.slow(key, lag)):
             yield
 
-    def inflict(self, fault: Fault) -> None:
-        """Let this go wrong in its time; the cluster goes on by itself while it lasts."""
-        self.at(fault.at, self._begin, fault)
-
     # Faults.
 
-    def _begin(self, fault: Fault) -> None:
-        others = [key for key in self.processes if key not in fault.who]
-        key = fault.who[0] if fault.who else ""
-        if any(not self.processes[one].is_running for one in fault.who):
-            return
-        match fault.kind:
-            case Kind.CRASH:
-                self.kill(key)
-            case Kind.BOUNCE | Kind.MOVE:
-                self.kill(key)
-                self.at(fault.lasts, self._come_back, key, fault.kind is Kind.MOVE)
-            case Kind.PAUSE:
-                self.pause(key, fault.lasts)
-            case Kind.SLOW:
-                self._for(fault, self.slow(key, fault.much))
-            case Kind.DEAF:
-                self._for(fault, self.cut(others, fault.who))
-            case Kind.MUTE:
-                self._for(fault, self.cut(fault.who, others))
-            case Kind.PARTITION:
-                self._for(fault, self.partition(fault.who))
-            case Kind.LOSS:
-                self._for(fault, self.lossy(fault.much))
-            case Kind.LEAVE:
-                self.leave(key)
-            case Kind.RETURN:
-                asked = self.leave(key)
-                self._when_finished(asked, self._left_to_return, fault.lasts)
-            case Kind.TAG:
-                self._tell(key, "changes a tag")
-                self.update_tags(key, {"changed": f"{self.now:.3f}"})
-
-    def _for(self, fault: Fault, disturbance: Any) -> None:
-        self._tell(" ".join(fault.who), str(fault.kind.value), f"for {fault.lasts:.1f} s")
-        stack = ExitStack()
-        stack.enter_context(disturbance)
-        self.at(fault.lasts, self._over, stack, fault)
-
-    def _over(self, stack: ExitStack, fault: Fault) -> None:
-        stack.close()
-        self._tell(" ".join(fault.who), f"no longer {fault.kind.value}")
-
-    def _come_back(self, key: str, new_address: bool) -> None:  # noqa: FBT001 - by the queue
-        self.restart(key, new_address=new_address)
-
-    def _left_to_return(self, asked: Asked, after: float) -> None:
-        self._stop_left(asked)
-        self.at(after, self._come_back, asked.process.key, False)  # noqa: FBT003 - by the queue
-
     def _resume(self, process: Process) -> None:
-        waiting, process.held = process.held, None
-        assert waiting is not None
         if not process.is_running:
             return
-        self._tell(process.key, "goes on")
+        waiting, process.held = process.held, None
+        assert waiting is not None
+        self.tell(process.key, "goes on")
         self._touch()
         # As the driver does: what came in meanwhile is read before timers are looked at.
         for step, args in waiting:
@@ -430,7 +375,7 @@ class Cluster:
         self._set_alarm(process)
 
     @contextmanager
-    def _disturbance(self, disturbance: Any) -> Iterator[None]:
+    def _disturbance(self, disturbance: AbstractContextManager[None]) -> Iterator[None]:
         self._was_faulty = True
         with disturbance:
             yield
@@ -439,13 +384,10 @@ class Cluster:
     def _stop(self, process: Process, end: End) -> None:
         process.end = end
         process.ended_at = self.now
+        self.tell(process.key, end.value)
         process.suspects = ()
         process.held = None
-        for socket in process.sockets.values():
-            socket.is_open = False
-            if socket.is_connected:
-                self._transmit(socket, ("read: connection reset by peer",))
-        process.sockets.clear()
+        self._streams.reset(process)
         for asked in [one for one in self.asked if one.process is process]:
             self._drop(asked)
         self._touch()
@@ -454,30 +396,24 @@ class Cluster:
         if not isinstance(asked.result, CommandError):
             self._stop(asked.process, End.LEFT)
 
-    def _rejoin(self, process: Process) -> None:
-        """Join through a random other, again and again until one answers, as the agent does."""
-        if not process.is_running:
+    def _join_until_answered(self, process: Process, via: Process | None = None) -> None:
+        """Join again and again, as the agent does; through random others if not `via` this one."""
+        process.is_joining = True
+        if process.held is not None:
+            process.held.append((self._join_until_answered, (process, via)))
             return
         others = [other for other in self.running if other is not process]
-        if not others:
+        if not process.is_running or not others:
             return
-        via = self._rng.choice(others)
-        asked = self._ask(process, process.node.join(self.now, [via.address]))
-        self._when_finished(asked, self._rejoined, via)
 
-    def _rejoined(self, asked: Asked, via: Process) -> None:
-        self._met(asked, [via])
-        if not asked.result.contacted:
-            self.at(self.config.retry_interval, self._rejoin, asked.process)
+        def tried(asked: Asked) -> None:
+            if asked.result.contacted:
+                process.is_joining = False
+            else:
+                self.after(self.config.retry_interval, self._join_until_answered, process, via)
 
-    def _met(self, asked: Asked, others: Sequence[Process]) -> None:
-        if isinstance(asked.result, CommandError) or not asked.result.contacted:
-            return
-        group = asked.process.group
-        for other in others:
-            for process in self._everyone:
-                if process.group == other.group:
-                    process.group = group
+        to = (via or self._rng.choice(others)).address
+        self._ask(process, process.node.join(self.now, [to])).then.append(tried)
 
     # Commands and events.
 
@@ -489,90 +425,74 @@ class Cluster:
         self._tickets[command] = asked
         self._touch()
         # Effects are carried out in the next turn, so that the caller can wait for the result.
-        self._push(self.now, self._turn, process)
+        self._agenda.after(0.0, self._settle, process)
         return asked
-
-    def _turn(self, process: Process) -> None:
-        self._input(process, self._nothing)
-
-    def _nothing(self, process: Process) -> None:
-        """A turn without news: only carries out effects."""
-
-    def _when_finished(self, asked: Asked, then: Callable[..., None], *args: Any) -> None:
-        held = self._then.get(asked.command)
-
-        def both(one: Asked) -> None:
-            if held is not None:
-                held(one)
-            then(one, *args)
-
-        self._then[asked.command] = both
 
     def _finished(self, process: Process, command: Command[Any], result: Any) -> None:
         asked = self._tickets.get(command)
         assert asked is not None, f"{command} of {process.key} is finished twice, or was not asked"
         asked.finished_at = self.now
         asked.result = result
-        then = self._then.get(command)
         self._drop(asked)
-        if then is not None:
-            then(asked)
+        for step in asked.then:
+            step(asked)
 
     def _drop(self, asked: Asked) -> None:
         self.asked.remove(asked)
         del self._tickets[asked.command]
-        self._then.pop(asked.command, None)
 
     def _emitted(self, process: Process, event: Any) -> None:
         process.events.append((self.now, event))
         if isinstance(event, MemberEvent):
             for member in event.members:
-                self._tell(process.key, event.name, member.name)
+                self.tell(process.key, event.name, member.name)
 
     # Inputs.
 
-    def _input(self, process: Process, step: Step, *args: Any) -> None:
+    def _give(self, process: Process, step: Step, *args: Any) -> None:
         """Hand something to a process; it waits while the process is paused."""
         if not process.is_running:
             return
         if process.held is not None:
-            process.held.append((self._input, (process, step, *args)))
+            process.held.append((self._give, (process, step, *args)))
             return
         step(process, *args)
         self._settle(process)
 
     def _settle(self, process: Process) -> None:
+        """Carry out what the process wants, and note how it stands."""
+        if process.end is not None:
+            return
         for effect in process.node.take_effects():
             self._do(process, effect)
-        if process.end is None:
-            self._look(process)
-            self._set_alarm(process)
-
-    def _look(self, process: Process) -> None:
-        """Note what the process thinks of others and of itself now."""
-        machine = process.node.memberlist
+        if not process.is_running:
+            return
+        machine = process.machine
         if machine._suspicions or process.suspects:
-            suspects = tuple(machine._suspicions)
-            if suspects != process.suspects:
-                for name in suspects:
-                    if name not in process.suspects:
-                        self._tell(process.key, "suspects", name)
-                for name in process.suspects:
-                    if name not in suspects:
-                        self._tell(process.key, "clears", name)
-                process.suspects = suspects
+            self._compare_suspects(process)
         if machine.awareness.score > process.score_max:
             process.score_max = machine.awareness.score
-        incarnation = machine.local.incarnation
-        if incarnation != process.incarnation:
-            process.incarnation = incarnation
-            self._tell(process.key, "raises its incarnation", str(incarnation))
+        if machine.local.incarnation != process.incarnation:
+            process.incarnation = machine.local.incarnation
+            self.tell(process.key, "raises its incarnation", str(process.incarnation))
+        self._set_alarm(process)
+
+    def _compare_suspects(self, process: Process) -> None:
+        before, now = process.suspects, tuple(process.machine._suspicions)
+        if now != before:
+            process.suspects = now
+            for name in now:
+                if name not in before:
+                    self.tell(process.key, "suspects", name)
+            for name in before:
+                if name not in now:
+                    self.tell(process.key, "clears", name)
 
     def _set_alarm(self, process: Process) -> None:
         due = process.node.next_wakeup()
         if due is not None and due != process.wake_at:
             process.wake_at = due
-            self._push(max(due, self.now), self._ring, process, due)
+            self._agenda.push(max(due, self.now), self._ring, process, due)
 
     def _ring(self, process: Process, due: float) -> None:
         if process.wake_at != due or process.end is not None or process.held is not None:
@@ -596,17 +516,15 @@ class Cluster:
                 self._finished(process, command, result)
             case Connect(stream, to):
                 self._note(process, b"o", str(to).encode())
-                self._connect(process, stream, to)
+                self._streams.connect(process, stream, to)
             case Write(stream, data):
                 self._note(process, b"w", data)
-                socket = process.sockets.get(stream)
-                if socket is not None:
-                    self._write(socket, data)
+                if self.keys:
+                    self.insist(checks.stream_secrecy(data, self.processes))
+                self._streams.write(process, stream, data)
             case Close(stream):
                 self._note(process, b"c", b"%d" % stream)
-                socket = process.sockets.get(stream)
-                if socket is not None:
-                    self._close(socket)
+                self._streams.close(process, stream)
 
     def _note(self, process: Process, kind: bytes, what: bytes) -> None:
         self._hash.update(_HEAD.pack(self.now, process.number, kind) + what)
@@ -617,13 +535,13 @@ class Cluster:
         self.packets += 1
         self.bytes += len(data)
         if self.keys:
-            self._insist(checks.packet_secrecy(data, self.processes))
+            self.insist(checks.packet_secrecy(data, self.processes))
         network = self.network
         target = self._at_address.get(to)
         if target is None or network.loses() or not network.passes(process.key, target.key):
             return
         due = self.now + network.delay(process.key, target.key)
-        self._push(due, self._arrives, to, data, process.address)
+        self._agenda.push(due, self._arrives, to, data, process.address)
 
     def _arrives(self, to: Address, data: bytes, source: Address) -> None:
         process = self._at_address[to]
@@ -636,143 +554,24 @@ class Cluster:
         process.node.packet_received(self.now, data, source)
         self._settle(process)
 
-    # Streams.
-
-    def _connect(self, process: Process, stream: StreamId, to: Address) -> None:
-        socket = Socket(process, stream)
-        process.sockets[stream] = socket
-        self._knock(socket, to, 0)
-
-    def _knock(self, socket: Socket, to: Address, tries: int) -> None:
-        """Send a SYN; if it or its answer is lost, again, until somebody gives up."""
-        if not socket.is_open or tries > TRIES_MAX:
-            return
-        source, target = socket.process.key, self._at_address.get(to)
-        network = self.network
-        if target is None or not (
-            network.passes(source, target.key) and network.passes(target.key, source)
-        ):
-            self._push(self.now + SYN_RETRANSMIT * 2**tries, self._knock, socket, to, tries + 1)
-            return
-        due = self.now + network.segment_delay(source, target.key)
-        self._push(due, self._knocked, socket, to)
-
-    def _knocked(self, caller: Socket, to: Address) -> None:
-        target = self._at_address[to]
-        due = self.now + self.network.segment_delay(target.key, caller.process.key)
-        if target.end is not None:
-            self._push(due, self._refused, caller, to)
-            return
-        accepted = Socket(target, None)
-        accepted.peer, caller.peer = caller, accepted
-        accepted.is_connected = True
-        # The caller's port is any free one; real ones are not the gossip port.
-        peer = Address(caller.process.address.host, 32_768 + self._order % 28_000)
-        self._input(target, self._accept, accepted, peer)
-        self._push(due, self._connected, caller)
-
-    def _refused(self, caller: Socket, to: Address) -> None:
-        if caller.is_open:
-            text = f"dial tcp {to}: connect: connection refused"
-            self._input(caller.process, self._ended, caller, text)
-
-    def _accept(self, process: Process, socket: Socket, peer: Address) -> None:
-        socket.stream = process.node.stream_opened(self.now, peer)
-        process.sockets[socket.stream] = socket
-
-    def _connected(self, caller: Socket) -> None:
-        caller.is_connected = True
-        for data in caller.unsent:
-            self._transmit(caller, data)
-        caller.unsent.clear()
-        if not caller.is_open:
-            self._transmit(caller, (None,))
-
-    def _write(self, socket: Socket, data: bytes) -> None:
-        if self.keys:
-            self._insist(checks.stream_secrecy(data, self.processes))
-        for start in range(0, len(data), SEGMENT_MAX):
-            segment = data[start : start + SEGMENT_MAX]
-            if socket.is_connected:
-                self._transmit(socket, segment)
-            else:
-                socket.unsent.append(segment)
-
-    def _close(self, socket: Socket) -> None:
-        self._forget(socket)
-        if socket.is_connected:
-            self._transmit(socket, (None,))
-
-    def _forget(self, socket: Socket) -> None:
-        socket.is_open = False
-        if socket.stream is not None:
-            socket.process.sockets.pop(socket.stream, None)
-
-    def _transmit(self, socket: Socket, segment: bytes | Ending) -> None:
-        peer = socket.peer
-        assert peer is not None, "only a connected socket transmits"
-        delay = self.network.segment_delay(socket.process.key, peer.process.key)
-        socket.arrives = max(socket.arrives, self.now + delay)
-        self._push(socket.arrives, self._deliver, socket, segment, 0)
-
-    def _deliver(self, socket: Socket, segment: bytes | Ending, tries: int) -> None:
-        peer = socket.peer
-        assert peer is not None
-        if not peer.is_open:
-            return
-        if self.now >= socket.held_until and not (
-            self.network.passes(socket.process.key, peer.process.key)
-            and self.network.passes(peer.process.key, socket.process.key)
-        ):
-            # Neither the segment nor its acknowledgement gets through: what is behind it waits.
-            if tries >= TRIES_MAX:
-                return
-            socket.held_until = self.now + RETRANSMIT * 2**tries
-            tries += 1
-        if self.now < socket.held_until:
-            socket.arrives = socket.held_until
-            self._push(socket.held_until, self._deliver, socket, segment, tries)
-        elif isinstance(segment, bytes):
-            self._input(peer.process, self._received, peer, segment)
-        else:
-            self._input(peer.process, self._ended, peer, segment[0])
-
-    def _received(self, process: Process, socket: Socket, segment: bytes) -> None:
-        if socket.is_open:
-            assert socket.stream is not None
-            process.node.stream_received(self.now, socket.stream, segment)
-
-    def _ended(self, process: Process, socket: Socket, error: str | None) -> None:
-        if socket.is_open:
-            assert socket.stream is not None
-            stream = socket.stream
-            self._forget(socket)
-            process.node.stream_closed(self.now, stream, error)
-
     # Steps.
 
-    def _push(self, due: float, step: Step, *args: Any) -> None:
-        self._order += 1
-        heappush(self._queue, (due, self._order, step, args))
-
     def _run_to(self, end: float) -> None:
-        queue = self._queue
         try:
-            while queue and queue[0][0] <= end:
-                self.now, _, step, args = heappop(queue)
-                step(*args)
+            self._agenda.run_to(end)
         except Exception as error:
             error.add_note(f"at {self.now:.6f} s of {self.replay}")
             raise
-        self.now = end
 
     def _touch(self) -> None:
         self._touched_at = self.now
 
-    def _tell(self, who: str, what: str, about: str = "") -> None:
+    def tell(self, who: str, what: str, about: str = "") -> None:
+        """Note something for the history of this run."""
         self.history.append(Happening(self.now, who, what, about))
 
-    def _insist(self, fault: str | None) -> None:
+    def insist(self, fault: str | None) -> None:
+        """Raise CheckFailed if there is a fault; it tells how to see it again."""
         if fault is not None:
             raise self._broken(fault)
 
@@ -781,7 +580,7 @@ class Cluster:
 
     @property
     def _members(self) -> int:
-        return max((len(p.node.memberlist.table) for p in self.running), default=1)
+        return max((len(p.machine.table) for p in self.running), default=1)
 
     @property
     def _score(self) -> int:

@@ -118,12 +118,11 @@ class Fault:
     much: float = 0.0
     """How much loss, as a share, or lag, in seconds."""
 
-    def __str__(self) -> str:
-        """One line for a person."""
-        much = f" {self.much:.3g}" if self.much else ""
-        lasts = f", for {self.lasts:.1f} s" if self.lasts else ""
-        who = " ".join(self.who)
-        return f"{who}{' ' if who else ''}{self.kind.value}{much}{lasts}"
+    @property
+    def extent(self) -> str:
+        """How much, and for how long."""
+        much = f"({self.much:.3g}) " if self.much else ""
+        return f"{much}for {self.lasts:.1f} s"
 
 
 # How often each happens, and how long it may last: from, to, in seconds.

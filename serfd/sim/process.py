@@ -9,6 +9,8 @@ from serfd.effects import Address, Command, StreamId
 from serfd.serf.events import Event
 from serfd.serf.node import Node
 
+MET = "list all"
+STARTS = "starts again"
 EVENTS_MAX = 10_000
 """Events kept per process; older ones are forgotten."""
 
@@ -35,7 +37,7 @@ class Happening(NamedTuple):
 class Asked:
     """A command somebody gave to a process, and what came of it."""
 
-    __slots__ = ("at", "command", "finished_at", "process", "result")
+    __slots__ = ("at", "command", "finished_at", "process", "result", "then")
 
     def __init__(self, process: "Process", command: Command[Any], now: float) -> None:
         self.process = process
@@ -43,6 +45,8 @@ class Asked:
         self.at = now
         self.finished_at: float | None = None
         self.result: Any = None
+        self.then: list[Callable[[Asked], None]] = []
+        """What to do when it is finished."""
 
     @property
     def took(self) -> float:
@@ -75,9 +79,10 @@ class Socket:
 class Process:
     """One run of one node. A restart is another process under the same key."""
 
-    __slots__ = ("addr", "address", "end", "ended_at", "events", "group", "held", "key", "node",
-                 "number", "score_max", "sockets", "started_at", "suspects", "wake_at",
-                 "incarnation")  # fmt: skip
+    __slots__ = (
+        "addr", "address", "end", "ended_at", "events", "held", "incarnation", "is_joining", "key",
+        "machine", "node", "number", "score_max", "sockets", "started_at", "suspects", "wake_at",
+    )  # fmt: skip
 
     def __init__(
         self, key: str, node: Node, address: Address, addr: bytes, *, number: int, now: float
@@ -85,16 +90,17 @@ class Process:
         """`key` names its place in the cluster; only twins have another `node.name`."""
         self.key = key
         self.node = node
+        self.machine = node.memberlist
         self.address = address
         self.addr = addr
         self.number = number
         """Counts all processes of the run."""
-        self.group = number
-        """Processes that have met, directly or through others, have the same."""
         self.started_at = now
         self.end: End | None = None
         self.ended_at = 0.0
-        self.held: list[tuple[Callable[..., None], tuple[Any, ...]]] | None = None
+        self.is_joining = False
+        """It tries to join until somebody answers, and nobody has."""
+        self.held: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None
         """While it is paused: what waits for it."""
         self.sockets: dict[StreamId, Socket] = {}
         self.events: deque[tuple[float, Event]] = deque(maxlen=EVENTS_MAX)
@@ -103,7 +109,7 @@ class Process:
         """Whom it suspected after its last input."""
         self.score_max = 0
         """The worst health score it ever had."""
-        self.incarnation = node.memberlist.local.incarnation
+        self.incarnation = self.machine.local.incarnation
 
     @property
     def name(self) -> str:

@@ -21,6 +21,8 @@ DEPTH_MAX = 8
 
 UNPACKED_MAX = 256 * 1024
 """Bytes that one packet's compressed parts may have altogether; a plain one has under 64 kB."""
+UNPACK_COST = UNPACKED_MAX // 32
+"""Bytes that unpacking takes off this at least, so that a packet is unpacked 32 times at most."""
 
 
 class PacketCodec:
@@ -114,8 +116,13 @@ class _Contents:
         if kind == COMPOUND:
             self._take_parts(data, depth)
         elif kind == COMPRESS:
-            inner = decompressed(data, limit=self._left)
-            self._left -= len(inner)
+            if self._left <= 0:
+                raise WireError(f"more than {UNPACKED_MAX} bytes when unpacked")
+            # Charged before it is known what comes out, so that bad ones are not free.
+            limit = self._left
+            self._left -= UNPACK_COST
+            inner = decompressed(data, limit=limit)
+            self._left = limit - max(UNPACK_COST, len(inner))
             self.take(inner, depth=depth + 1)
         else:
             self.messages.append(decode(data))
@@ -137,7 +144,8 @@ class _Contents:
             try:
                 self.take(part, depth=depth + 1)
             except WireError as fault:
-                self.faults.append(fault)
+                # Without its traceback, which would keep what was unpacked.
+                self.faults.append(fault.with_traceback(None))
 
 
 def _checked(data: bytes) -> bytes:

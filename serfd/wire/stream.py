@@ -87,12 +87,14 @@ _Slice: TypeAlias = tuple[list[StreamItem], int]
 class StreamReader:
     """Reads what one side of a stream sends, in pieces of any size."""
 
-    __slots__ = ("_arrived", "_slices", "pending")
+    __slots__ = ("_arrived", "_slices", "pending", "taken")
 
     def __init__(self, envelope: Envelope, *, accepting: bool) -> None:
         """`accepting` is whether the peer opened the stream: then it starts with the label."""
         self.pending = False
         """Whether `read` can find more in what was fed."""
+        self.taken = 0
+        """Bytes read so far, as they are unpacked; what is held of them may be as much."""
         self._arrived = bytearray()
         # These generators must not know this reader: a cycle would keep the bytes of a broken
         # stream until the garbage collector comes.
@@ -115,6 +117,7 @@ class StreamReader:
         room = READ_MAX
         for found, work in self._slices:
             items += found
+            self.taken += work
             room -= work
             if not work or room <= 0:
                 self.pending = work > 0

@@ -26,6 +26,9 @@ LIMIT = 60.0
 POLL = 0.05
 PORTS = range(10_000, 32_000)
 """Below the ports that the system gives to outgoing connections."""
+LOCAL = "-profile=local"
+"""The option for short timeouts. It tells each news twice only: of more than three members one may
+then hear of it as late as by its next exchange of states."""
 LOG_LINES_SHOWN = 150
 BIN = Path(sys.executable).parent
 SERFD, SERFCTL = str(BIN / "serfd"), str(BIN / "serfctl")
@@ -69,15 +72,16 @@ def until_is(what: str, look: Callable[[], T], wanted: T) -> None:
 
 def free_port(host: str = "127.0.0.1") -> int:
     """A port that was free for TCP and UDP a moment ago."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
     while True:
         port = _choice.choice(PORTS)
         with (
-            socket.socket(socket.AF_INET, socket.SOCK_STREAM) as tcp,
-            socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp,
+            socket.socket(family, socket.SOCK_STREAM) as tcp,
+            socket.socket(family, socket.SOCK_DGRAM) as udp,
         ):
             try:
-                tcp.bind((host, port))
-                udp.bind((host, port))
+                tcp.bind((host.strip("[]"), port))
+                udp.bind((host.strip("[]"), port))
             except OSError:
                 continue
             return port
@@ -228,15 +232,15 @@ class Agents:
         env: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
     ) -> AgentProcess:
-        """Start one on free ports, profile `local`, and wait until it answers.
+        """Start one on free ports and wait until it answers.
 
         `options` are in Serf's spelling; `config` becomes a JSON or a TOML file.
         """
         agent = self.prepare(kind, name, *options, config=config, env=env)
-        self.launch(agent, host=host)
+        self.launch(agent, host)
         return agent
 
-    def launch(self, agent: AgentProcess, *, host: str = "127.0.0.1") -> None:
+    def launch(self, agent: AgentProcess, host: str = "127.0.0.1") -> None:
         """Start a prepared one on free ports, and wait until it answers."""
         while True:
             ends = len(agent.log())
@@ -260,7 +264,7 @@ class Agents:
         """One that is not started yet."""
         folder = self._folder
         command = ["serf", "agent"] if kind == "serf" else [SERFD]
-        more = ["-profile=local", *options]
+        more = list(options)
         if config is not None:
             path = folder / f"{name}.{'json' if kind == 'serf' else 'toml'}"
             path.write_text(json.dumps(config) if kind == "serf" else toml(config))
@@ -273,13 +277,14 @@ class Agents:
         self,
         kinds: Mapping[str, Kind],
         *options: str,
-        config: Mapping[str, Any] | None = None,
+        configs: Mapping[Kind, Mapping[str, Any]] | None = None,
         own: Mapping[str, Sequence[str]] | None = None,
     ) -> dict[str, AgentProcess]:
         """Agents by name, joined through the first one; `own` are options of single ones."""
         found: dict[str, AgentProcess] = {}
         for name, kind in kinds.items():
             mine = (own or {}).get(name, ())
+            config = (configs or {}).get(kind)
             found[name] = self.start(kind, name, *options, *mine, config=config)
         first, *others = found.values()
         for agent in others:

@@ -20,10 +20,13 @@ def take(q: BroadcastQueue, limit: int = 1000, *, overhead: int = 2, transmits_m
 
 
 @pytest.mark.parametrize(
-    ("members", "times"), [(1, 4), (2, 4), (9, 4), (10, 8), (99, 8), (100, 12), (5000, 16)]
+    ("members", "times"),
+    [(1, 4), (2, 4), (3, 8), (9, 8), (10, 12), (99, 12), (100, 16), (5000, 20)],
 )
 def test_the_number_of_transmits_grows_with_the_cluster(members: int, times: int) -> None:
     assert retransmit_limit(4, members) == times
+    assert retransmit_limit(2, members) == times  # the least there is
+    assert retransmit_limit(6, members) == times * 6 // 4
 
 
 def test_the_longest_goes_first_then_the_newest() -> None:

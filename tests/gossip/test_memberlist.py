@@ -285,9 +285,9 @@ def test_news_goes_out_at_once_and_again_every_interval_until_it_was_sent_enough
             break
         one.run_until(due)
         times += [one.now - heard_at] * sum(m.accuser == "n9" for _, m in one.take(Suspect))
-    assert len(times) == 4  # 4 · ceil(log10(3 + 1))
+    assert len(times) == 8
     assert times[0] < 0.006
-    assert max(times) <= 0.45
+    assert max(times) <= 0.65
 
 
 def test_an_idle_node_has_no_gossip_timer() -> None:

@@ -5,6 +5,6 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "daemon"))
 
-from processes import agents  # noqa: E402 - it is found only now
+from processes import agents
 
 __all__ = ["agents"]

@@ -3,26 +3,44 @@
 import signal
 
 import pytest
-from processes import all_see, everyone_sees, until, until_is
+from processes import all_see, everyone_sees, free_port, until, until_is
 
 pytestmark = pytest.mark.interop
 
 FOUR = {"s1": "serf", "d1": "serfd", "s2": "serf", "d2": "serfd"}
 OTHER = {"serf": "serfd", "serfd": "serf"}
-# Failed members are looked for more often than every 30 s, or a test would take that long.
-QUICK = {"reconnect_interval": "1s"}
 BOTH_KINDS = pytest.mark.parametrize("kind", ["serf", "serfd"])
 
 
 @BOTH_KINDS
-def test_an_agent_joins_one_of_the_other_kind(agents, kind):
-    joins = agents.start(kind, "joins", "-tag=role=web")
-    joined = agents.start(OTHER[kind], "joined", "-tag=role=db")
+@pytest.mark.parametrize("host", ["127.0.0.1", "[::1]"])
+def test_an_agent_joins_one_of_the_other_kind(agents, kind, host):
+    joins = agents.start(kind, "joins", "-tag=role=web", host=host)
+    joined = agents.start(OTHER[kind], "joined", "-tag=role=db", host=host)
     joins.join(joined)
     everyone_sees([joins, joined], {"joins": "alive", "joined": "alive"})
     assert joins.members() == joined.members()
     assert joined.members()["joins"].address == joins.bind
     assert joins.members()["joined"].tags == {"role": "db"}
+
+
+@BOTH_KINDS
+def test_an_agent_is_reached_where_it_advertises(agents, kind):
+    # It listens at one address and is told of at another, which leads to the same place.
+    port = free_port("0.0.0.0")
+    everywhere = agents.prepare(kind, "everywhere", f"-advertise=127.0.0.3:{port}")
+    everywhere.launch(f"0.0.0.0:{port}", f"127.0.0.1:{free_port()}")
+    until("it answers", everywhere.answers)
+    other = agents.start(OTHER[kind], "other")
+    assert other.join(everywhere) == 1
+    both = {"everywhere": "alive", "other": "alive"}
+    everyone_sees([everywhere, other], both)
+    assert other.members()["everywhere"].address == f"127.0.0.3:{port}"
+    # It is probed there too: somebody else joins over it, and hears of all.
+    third = agents.start("serfd", "third")
+    with third.client() as client:
+        assert client.join([f"127.0.0.3:{port}"]) == 1
+    everyone_sees([everywhere, other, third], {**both, "third": "alive"})
 
 
 def test_members_and_tags_are_equal_from_all_four_sides(agents):
@@ -75,18 +93,6 @@ def test_who_leaves_is_seen_as_left_by_all_whatever_kind_it_is(agents, how):
 
 
 @BOTH_KINDS
-def test_who_is_killed_is_seen_as_failed_and_is_back_when_it_runs_again(agents, kind):
-    four = agents.cluster(FOUR, config=QUICK)
-    killed, *others = sorted(four.values(), key=lambda agent: agent.kind != kind)
-    killed.kill()
-    all_see(others, **{killed.name: "failed"})
-    killed.restart()
-    # No join command: the others look for it, and it learns of all of them.
-    everyone_sees(four.values(), dict.fromkeys(FOUR, "alive"))
-    assert [agent.members() for agent in others] == [killed.members()] * 3
-
-
-@BOTH_KINDS
 def test_a_failed_member_of_the_other_kind_is_forced_to_leave_and_pruned(agents, kind):
     four = agents.cluster(FOUR)
     forces, *_ = (agent for agent in four.values() if agent.kind == kind)
@@ -97,40 +103,12 @@ def test_a_failed_member_of_the_other_kind_is_forced_to_leave_and_pruned(agents,
     with forces.client() as client:
         client.force_leave(killed.name)
         all_see(others, **{killed.name: "left"})
-        client.force_leave(killed.name, prune=True)
+
+        # A real agent misses a prune that comes just after a state exchange has told it of the
+        # leave, since that counts as later; a user would ask again.
+        def is_pruned() -> bool:
+            client.force_leave(killed.name, prune=True)
+            return all(killed.name not in agent.statuses() for agent in others)
+
+        until(f"{killed.name} is pruned by all", is_pruned)
     everyone_sees(others, {agent.name: "alive" for agent in others})
-
-
-@BOTH_KINDS
-def test_who_left_comes_back_with_a_new_address(agents, kind):
-    three = agents.cluster({"s1": "serf", "d1": "serfd", "moves": kind})
-    moves, others = three["moves"], [three["s1"], three["d1"]]
-    moves.signal(signal.SIGINT)
-    all_see(others, moves="left")
-    moves.exit_code()
-    moves.restart(f"127.0.0.2:{moves.port}")
-    moves.join(others[0])
-    everyone_sees(three.values(), dict.fromkeys(three, "alive"))
-    for agent in three.values():
-        assert agent.members()["moves"].address == moves.bind
-
-
-@BOTH_KINDS
-def test_who_failed_comes_back_with_a_new_address(agents, kind):
-    three = agents.cluster({"s1": "serf", "d1": "serfd", "moves": kind})
-    moves, others = three["moves"], [three["s1"], three["d1"]]
-    moves.kill()
-    all_see(others, moves="failed")
-    moves.restart(f"127.0.0.2:{moves.port}")
-
-    # A real agent holds on to the old address for 15 s (`gossip to the dead`); whoever joins
-    # meanwhile is heard, but not yet believed.
-    def is_back() -> bool:
-        moves.join(others[0])
-        return all(
-            (seen := agent.members()["moves"]).status == "alive" and seen.address == moves.bind
-            for agent in others
-        )
-
-    until("all see it at its new address", is_back)
-    everyone_sees(three.values(), dict.fromkeys(three, "alive"))

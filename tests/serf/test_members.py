@@ -2,7 +2,7 @@
 
 import pytest
 
-from serfd.gossip.member_table import Peer
+from serfd.gossip.member_table import Peer, State
 from serfd.serf.events import MemberEventKind, Status
 from serfd.serf.members import INTENTS_MAX, IntentDecision, Members
 
@@ -87,6 +87,17 @@ def test_gossip_loses_a_member(
     change = members.gone(peer(), 20.0)
     assert (change[1] if change else None) is event
     assert status_of(members) is becomes
+
+
+@pytest.mark.parametrize("held", [Status.ALIVE, Status.LEAVING])
+def test_who_says_farewell_to_gossip_has_left(held: Status) -> None:
+    members = holding(held)
+    leaver = peer()
+    leaver.state = State.LEFT
+    change = members.gone(leaver, 20.0)
+    assert change is not None
+    assert change[1] is LEAVE
+    assert status_of(members) is Status.LEFT
 
 
 @pytest.mark.parametrize("held", [Status.ALIVE, Status.LEAVING, Status.LEFT, Status.FAILED])

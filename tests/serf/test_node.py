@@ -40,9 +40,10 @@ def test_news_is_passed_on_as_received_and_only_once() -> None:
     payload = encode(JoinIntent(4, "n2"))
     one.hear(User(payload))
     one.run_until(0.5)
+    one.run_until(0.9)
     assert {m.payload for _, m in one.take(User)} == {payload}
     one.hear(User(payload))
-    one.run_until(0.9)
+    one.run_until(1.5)
     assert one.take(User) == []
 
 
@@ -59,7 +60,7 @@ def test_a_member_that_says_it_leaves_and_is_gone_has_left() -> None:
 def test_a_member_that_is_gone_without_a_word_has_failed_and_a_late_word_mends_it() -> None:
     one = OneNode("n2")
     one.events()
-    one.hear(Dead(1, "n2", "n2"))  # gossip's own word is not enough (gossip.md 11.3)
+    one.hear(Dead(1, "n2", "n3"))
     assert one.statuses()["n2"] == "failed"
     say(one, LeaveIntent(2, "n2", prune=False))
     assert one.statuses()["n2"] == "left"
@@ -131,12 +132,27 @@ def test_recent_events_come_with_a_join_only_if_wanted(*, replay: bool) -> None:
     assert one.node.stats()["event_time"] == "7"
 
 
-def test_members_that_left_are_taken_over_from_a_peer() -> None:
-    one = OneNode("n3")
+def test_a_state_exchange_tells_that_who_failed_has_left() -> None:
+    one = OneNode("n3", "n4")
+    one.hear(Dead(1, "n3", "n4"))
     one.accept(answer(left=("n3",)))
-    assert one.statuses()["n3"] == "leaving"
-    one.hear(Dead(1, "n3", "n3"))
     assert one.statuses()["n3"] == "left"
+
+
+def test_a_state_exchange_makes_nobody_leave_who_is_there() -> None:
+    one = OneNode("n3")
+    one.accept(answer(left=("n3", "n8")))  # the peer has not heard yet that n3 came back
+    assert one.statuses()["n3"] == "alive"
+    one.hear(OneNode.alive("n8"))  # nor do newcomers inherit it
+    assert one.statuses()["n8"] == "alive"
+
+
+def test_who_says_farewell_has_left_although_its_intent_was_missed() -> None:
+    one = OneNode("n2")
+    one.events()
+    one.hear(Dead(1, "n2", "n2"))
+    assert one.statuses()["n2"] == "left"
+    assert one.events() == [("member-leave", ["n2"])]
 
 
 def test_a_node_that_leaves_joins_nobody() -> None:
@@ -399,3 +415,11 @@ def test_a_conflict_about_the_own_name_is_told_but_not_every_time(
     told_of = [r for r in caplog.records if "10.0.0.9:7946" in r.getMessage()]
     assert len(told_of) == 1
     assert told_of[0].levelname == "ERROR"
+
+
+def test_a_prune_right_after_a_state_exchange_is_not_taken_for_old() -> None:
+    one = failed()
+    say(one, LeaveIntent(3, "n2", prune=False))
+    one.accept(answer(left=("n2",)), source="n3")  # tells of the same leave, a little later
+    say(one, LeaveIntent(4, "n2", prune=True))
+    assert "n2" not in one.statuses()
