@@ -173,7 +173,9 @@ _AGENT = (
     Option("rpc-addr", "HOST:PORT", "where the agent listens for RPC", default=RPC_ADDR),
     Option("rpc-auth", "TOKEN", "the agent's rpc_auth", default="none"),
 )
-_FORMAT = Option("format", "text|json", "for people or for programs", default="text")
+_FORMAT = Option(
+    "format", "text|json", "for people or for programs", default="text", choices=("text", "json")
+)
 
 COMMANDS = {
     command.name: command
@@ -302,7 +304,13 @@ COMMANDS = {
             about="It begins with the last 512 lines of the log. Ctrl-C ends it.",
             example="serfctl monitor -log-level debug",
             options=(
-                Option("log-level", "trace|debug|info|warn|err", "from here up", default="info"),
+                Option(
+                    "log-level",
+                    "LEVEL",
+                    "trace, debug, info, warn or err",
+                    default="info",
+                    choices=("trace", "debug", "info", "warn", "err"),
+                ),
                 *_AGENT,
             ),
             failure="Error starting monitor: ",

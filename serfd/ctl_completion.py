@@ -23,7 +23,7 @@ def bash(commands: Iterable[Command]) -> str:
     commands = list(commands)
     cases = []
     for command in commands:
-        rows = [f"            -{option.name}) words='{_choices(option.value)}' ;;"
+        rows = [f"            -{option.name}) words='{' '.join(option.choices)}' ;;"
                 for option in command.options if not option.flag]  # fmt: skip
         options = " ".join([f"-{option.name}" for option in command.options])
         arguments = _arguments(command, commands)
@@ -73,7 +73,7 @@ def zsh(commands: Iterable[Command]) -> str:
             many = "*" if option.many else ""
             spec = f"{many}-{option.name}[{_bare(option.help)}]"
             if not option.flag:
-                choices = _choices(option.value)
+                choices = " ".join(option.choices)
                 spec += f":{option.value.lower()}:" + (f"({choices})" if choices else "")
             specs.append(f"'{spec}'")
         arguments = _arguments(command, commands)
@@ -127,7 +127,7 @@ def fish(commands: Iterable[Command]) -> str:
         for option in command.options:
             row = f"{seen} -o {option.name} -d '{_bare(option.help)}'"
             if not option.flag:
-                choices = _choices(option.value)
+                choices = " ".join(option.choices)
                 row += " -x" + (f" -a '{choices}'" if choices else "")
             rows.append(row)
         arguments = _arguments(command, commands)
@@ -140,15 +140,11 @@ SCRIPTS: dict[str, Callable[[Iterable[Command]], str]] = {"bash": bash, "zsh": z
 """By shell."""
 
 
-def _choices(value: str) -> str:
-    """`text|json` → `text json`; of anything else nothing is known."""
-    return value.replace("|", " ") if "|" in value else ""
-
-
 def _arguments(command: Command, commands: Iterable[Command]) -> str:
+    """What a command's arguments can be, as far as that is known."""
     if command.arguments == "[COMMAND]":
         return " ".join([other.name for other in commands])
-    return _choices(command.arguments)
+    return command.arguments.replace("|", " ") if "|" in command.arguments else ""
 
 
 def _bare(text: str) -> str:

@@ -26,7 +26,7 @@ class OptionError(SerfdError):
 class Option:
     """One option: `Option("node", "NAME", "this node's name")` is written `-node NAME`."""
 
-    __slots__ = ("default", "flag", "help", "many", "name", "value")
+    __slots__ = ("choices", "default", "flag", "help", "many", "name", "value")
 
     def __init__(
         self,
@@ -37,6 +37,7 @@ class Option:
         default: str = "",
         many: bool = False,
         flag: bool = False,
+        choices: tuple[str, ...] = (),
     ) -> None:
         """Describe an option.
 
@@ -48,6 +49,7 @@ class Option:
             many: it may be given again and again, and its value is the list of them. Of any other
                 option the last one counts.
             flag: it is `-name`, or `-name=true` and `-name=false`.
+            choices: what its value can be, for completion only; `parse` takes anything.
         """
         self.name = name
         self.value = value
@@ -55,6 +57,7 @@ class Option:
         self.default = default
         self.many = many
         self.flag = flag
+        self.choices = choices
 
 
 class Parsed:
@@ -187,13 +190,15 @@ def _bool(name: str, text: str) -> bool:
 def _seconds(name: str, text: str) -> float:
     rest = text.removeprefix("-").removeprefix("+")
     total = 0.0
-    while rest and rest != "0":
+    while rest != "0":
         number, unit = _leading(rest, "0123456789.")
         unit, rest = _leading(unit, "nuµμmsh")
         try:
             total += float(number) * _UNITS[unit]
         except (KeyError, ValueError):
             raise _bad_value(name, text, "a duration like 500ms, 10s or 1m30s") from None
+        if not rest:
+            break
     return -total if text[0] == "-" else total
 
 

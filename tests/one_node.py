@@ -29,13 +29,16 @@ class OneNode:
 
     def __init__(self, *others: str, profile: str = "lan", **settings: Any) -> None:
         gossip = msgspec.structs.replace(PROFILES[profile], **settings.pop("gossip", {}))
+        settings.setdefault("disable_coordinates", True)
+        keyring = Keyring(settings.pop("keys", ()))
         config = Config(gossip=gossip, enable_compression=False, **settings)
         self.now = 0.0
-        self.codec = PacketCodec(PLAIN)
+        envelope = Envelope(compress=False, keyring=keyring)
+        self.codec = PacketCodec(envelope)
         self.sent: list[tuple[str, Message]] = []
         self.effects: list[Any] = []
         self.node = Node(
-            config, name="n1", addr=bytes((10, 0, 0, 1)), port=7946, keyring=Keyring(),
+            config, name="n1", addr=bytes((10, 0, 0, 1)), port=7946, keyring=keyring,
             now=0.0, rng=Random(7), nonce=lambda: bytes(12),
         )  # fmt: skip
         for name in others:
@@ -48,7 +51,7 @@ class OneNode:
 
     def hear(self, *messages: Message, source: str = "n2") -> None:
         """One packet with these messages."""
-        data = self.codec.seal([encode(m) for m in messages], crc=False, nonce=bytes)
+        data = self.codec.seal([encode(m) for m in messages], crc=False, nonce=lambda: bytes(12))
         self.hear_bytes(data, source)
 
     def hear_bytes(self, data: bytes, source: str = "n2") -> None:

@@ -47,6 +47,60 @@ def test_options_stand_anywhere_and_are_written_as_serfs(words, values, argument
     assert parsed.arguments == arguments
 
 
+NUMBERS = (Option("n", "N"), Option("wait", "DURATION"))
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("0", 0), ("-5", -5), ("+7", 7), ("255", 255), ("", 3)]
+)
+def test_a_number_is_read(text, number):
+    assert parse([f"-n={text}"], NUMBERS).integer("n", 3) == number
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("0", 0.0),
+        ("10s", 10.0),
+        ("300ms", 0.3),
+        ("1.5h", 5400.0),
+        ("1m30s", 90.0),
+        ("2us", 2e-6),
+        ("2µs", 2e-6),
+        ("3ns", 3e-9),
+        (".5s", 0.5),
+        ("-1s", -1.0),
+        ("+1s", 1.0),
+        ("", 7.0),
+    ],
+)
+def test_a_duration_is_read_as_go_writes_it(text, seconds):
+    assert parse([f"-wait={text}"], NUMBERS).seconds("wait", 7.0) == pytest.approx(seconds)
+
+
+def test_a_number_that_is_not_given_is_the_default():
+    parsed = parse([], NUMBERS)
+    assert (parsed.integer("n"), parsed.seconds("wait")) == (0, 0.0)
+
+
+@pytest.mark.parametrize("text", ["x", "1.5", "1s", "--5", "-"])
+def test_what_is_no_number_is_refused_in_gos_words(text):
+    told = f'invalid value "{text}" for flag -n: parse error\nExpected a whole number.'
+    with pytest.raises(OptionError) as caught:
+        parse([f"-n={text}"], NUMBERS).integer("n")
+    assert str(caught.value) == told
+
+
+@pytest.mark.parametrize("text", ["x", "5", "s", "1.2.3s", "1d", "1s ", "10 s", "-", "1e3s", "s1"])
+def test_what_is_no_duration_is_refused_in_gos_words(text):
+    with pytest.raises(OptionError) as caught:
+        parse([f"-wait={text}"], NUMBERS).seconds("wait")
+    assert str(caught.value) == (
+        f'invalid value "{text}" for flag -wait: parse error\n'
+        "Expected a duration like 500ms, 10s or 1m30s."
+    )
+
+
 @pytest.mark.parametrize("text", ["true", "1", "t", "T", "TRUE", "True"])
 def test_a_flag_can_be_said_to_be_true(text):
     assert parse([f"-replay={text}"], OPTIONS).flag("replay") is True

@@ -67,10 +67,9 @@ class BroadcastQueue:
         """How many messages wait."""
         return len(self._broadcasts)
 
-    @property
-    def has_fresh(self) -> bool:
-        """Whether a message waits that was never sent."""
-        return bool(self._buckets) and bool(self._buckets[0])
+    def has_news(self, transmits: int) -> bool:
+        """Whether a message waits that was sent fewer than `transmits` times."""
+        return any(self._buckets[:transmits])
 
     def add(
         self, message: bytes, *, name: str | None = None, ticket: Hashable | None = None

@@ -65,6 +65,9 @@ PARTS_MAX = 127
 """Messages in one packet: real agents mis-read more (gossip.md 3.1)."""
 BURST_GAP = 0.005
 """Seconds between two rounds of gossip while there is news that was never sent."""
+URGENT_ROUNDS = 2
+"""Rounds of gossip in which what is new goes out at once. Everybody who hears it does the same, so
+two reach all but one in a thousand; what is left for later makes up for lost packets."""
 BACKLOG = 48
 """With more messages waiting than about one round carries, the next round does not wait for the
 gossip interval."""
@@ -194,8 +197,8 @@ class Delegate(Protocol):
     def broadcasts_waiting(self) -> int:
         """How many messages the layer above has to spread."""
 
-    def has_fresh_broadcasts(self) -> bool:
-        """Whether one of them was never sent."""
+    def has_news(self, transmits: int) -> bool:
+        """Whether one of them was sent fewer than `transmits` times."""
 
     def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
         """Messages for one packet: `limit` bytes, each costs its length and `overhead`."""
@@ -429,14 +432,16 @@ class Memberlist:
     def news(self) -> None:
         """There is something to spread: it does not wait for the next gossip round.
 
-        What is fresh goes out at once, paced so that a flood is packed; what was sent before is
-        sent again every gossip interval. An idle node has no timer at all.
+        It is sent `URGENT_ROUNDS` times at once, paced so that a flood is packed, and then again
+        every gossip interval. An idle node has no timer at all.
         """
         waiting = len(self.queue) + self._delegate.broadcasts_waiting()
         if not waiting:
             return
-        fresh = self.queue.has_fresh or self._delegate.has_fresh_broadcasts()
-        hurry = fresh or waiting > BACKLOG
+        at_once = URGENT_ROUNDS * min(self._config.gossip_nodes, max(1, len(self.table) - 1))
+        hurry = (
+            waiting > BACKLOG or self.queue.has_news(at_once) or self._delegate.has_news(at_once)
+        )
         due = self._gossiped_at + (BURST_GAP if hurry else self._gossip_interval)
         held = self._timers.deadline(GossipDue())
         if held is None or due < held:

@@ -475,9 +475,9 @@ class Node:
         """How many messages the queues hold."""
         return len(self._intents) + len(self._queries) + len(self._events)
 
-    def has_fresh_broadcasts(self) -> bool:
-        """Whether a queue holds a message that was never sent."""
-        return any(queue.has_fresh for queue in self._queues)
+    def has_news(self, transmits: int) -> bool:
+        """Whether a queue holds a message that was sent fewer than `transmits` times."""
+        return any(queue.has_news(transmits) for queue in self._queues)
 
     def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
         """Messages for one packet, intents first."""

@@ -17,19 +17,23 @@ from typing import Any
 from serfd.config import GOSSIP_PORT, Config
 from serfd.effects import (
     Address,
+    Answer,
     Close,
     Command,
     Connect,
     Effect,
     Emit,
     Finish,
+    SaveKeyring,
     SendPacket,
+    Stop,
     Write,
 )
 from serfd.errors import CommandError
 from serfd.gossip.member_table import socket_address
-from serfd.serf.events import MemberEvent, Status
+from serfd.serf.events import MemberEvent, Query, Status
 from serfd.serf.node import Node
+from serfd.serf.queries import EVERYBODY, QueryParams
 from serfd.sim import checks
 from serfd.sim.agenda import Agenda, Step
 from serfd.sim.faults import Network
@@ -325,6 +329,31 @@ class Cluster:
         process = self.processes[key]
         return self._ask(process, process.node.update_tags(self.now, tags))
 
+    def user_event(
+        self, key: str, name: str, payload: bytes = b"", *, coalesce: bool = False
+    ) -> Asked:
+        """Ask a node to tell everybody something."""
+        process = self.processes[key]
+        command = process.node.user_event(self.now, name, payload, coalesce=coalesce)
+        return self._ask(process, command)
+
+    def query(
+        self, key: str, name: str, payload: bytes = b"", params: QueryParams = EVERYBODY
+    ) -> Asked:
+        """Ask a node to ask everybody something; `Asked.answers` has what came."""
+        process = self.processes[key]
+        return self._ask(process, process.node.query(self.now, name, payload, params))
+
+    def respond(self, key: str, query: Query, payload: bytes) -> Asked:
+        """Let a node answer a query that it heard."""
+        process = self.processes[key]
+        return self._ask(process, process.node.respond(self.now, query, payload))
+
+    def change_keys(self, key: str, query: str, encryption_key: str = "") -> Asked:
+        """Ask a node to change everybody's keyring."""
+        process = self.processes[key]
+        return self._ask(process, process.node.change_keys(self.now, query, encryption_key))
+
     def pause(self, key: str, seconds: float) -> None:
         """Hold a process up: its inputs wait, and come before its timers when it goes on."""
         process = self.processes[key]
@@ -437,6 +466,11 @@ class Cluster:
         for step in asked.then:
             step(asked)
 
+    def _keyring_saved(self, process: Process) -> None:
+        if process.is_running:
+            process.node.keyring_saved(self.now, None)
+            self._settle(process)
+
     def _drop(self, asked: Asked) -> None:
         self.asked.remove(asked)
         del self._tickets[asked.command]
@@ -514,6 +548,15 @@ class Cluster:
             case Finish(command, result):
                 self._note(process, b"f", f"{command!r} {result!r}".encode())
                 self._finished(process, command, result)
+            case Answer(command, answer):
+                self._note(process, b"a", repr(answer).encode())
+                self._tickets[command].answers.append(answer)
+            case SaveKeyring(keys):
+                self._note(process, b"k", b"%d" % len(keys))
+                self._agenda.after(0.0, self._keyring_saved, process)
+            case Stop(reason):
+                self._note(process, b"s", reason.encode())
+                self._stop(process, End.STOPPED)
             case Connect(stream, to):
                 self._note(process, b"o", str(to).encode())
                 self._streams.connect(process, stream, to)

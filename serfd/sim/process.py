@@ -20,6 +20,8 @@ class End(Enum):
 
     CRASHED = "crashed"
     LEFT = "left"
+    STOPPED = "stopped"
+    """It ended itself: another node bears its name."""
 
 
 class Happening(NamedTuple):
@@ -37,7 +39,7 @@ class Happening(NamedTuple):
 class Asked:
     """A command somebody gave to a process, and what came of it."""
 
-    __slots__ = ("at", "command", "finished_at", "process", "result", "then")
+    __slots__ = ("answers", "at", "command", "finished_at", "process", "result", "then")
 
     def __init__(self, process: "Process", command: Command[Any], now: float) -> None:
         self.process = process
@@ -45,6 +47,8 @@ class Asked:
         self.at = now
         self.finished_at: float | None = None
         self.result: Any = None
+        self.answers: list[Any] = []
+        """What came in before the result."""
         self.then: list[Callable[[Asked], None]] = []
         """What to do when it is finished."""
 

@@ -24,7 +24,7 @@ _SEEN_BY_MANY = {
     MemberEventKind.REAP.value: "is forgotten",
 }
 _ACCUSATIONS = {"suspects": "suspicion", MemberEventKind.FAILED.value: "failure"}
-_BEGINS = {End.CRASHED.value, End.LEFT.value, "leaves", "is paused"} | {kind.value for kind in Kind}
+_BEGINS = {*(end.value for end in End), "leaves", "is paused"} | {kind.value for kind in Kind}
 
 
 @dataclass(slots=True)

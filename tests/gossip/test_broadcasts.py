@@ -37,9 +37,10 @@ def test_what_was_sent_least_goes_first() -> None:
     q = queue(b"long-and-old")
     take(q)
     q.add(b"new")
-    assert q.has_fresh
+    assert q.has_news(1)
     assert take(q, 5) == [b"new"]
-    assert not q.has_fresh
+    assert not q.has_news(1)
+    assert q.has_news(2)
 
 
 def test_a_packet_is_filled_with_what_fits_overhead_included() -> None:
@@ -92,7 +93,7 @@ def test_a_full_queue_drops_the_most_sent_then_the_shortest_then_the_oldest() ->
 def test_a_message_that_fits_no_packet_is_refused_and_its_ticket_comes_back() -> None:
     q = BroadcastQueue(size_max=10, message_max=5)
     q.add(b"123456", ticket="t")
-    assert (len(q), q.dropped, q.finished, q.has_fresh) == (0, 1, ["t"], False)
+    assert (len(q), q.dropped, q.finished, q.has_news(9)) == (0, 1, ["t"], False)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=40), st.integers(1, 6))

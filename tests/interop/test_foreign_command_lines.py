@@ -1,9 +1,11 @@
 """`serf` drives our daemon, `serfctl` a real agent; both print the same of the same agent."""
 
+import base64
 import json
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -31,7 +33,8 @@ def ask(tool: str, agent: AgentProcess, *words: str) -> Answer:
 
 
 def ordered(text: str) -> list[str]:
-    """Lines without what is arbitrary: their order and that of tags."""
+    """Lines without what is arbitrary: their order, that of tags, and measured times."""
+    text = re.sub(r"\d+\.\d+ (ms|sec)", r"… \1", text)
     return sorted(
         re.sub(r"\S+=\S+", lambda tags: ",".join(sorted(tags[0].split(","))), line.rstrip())
         for line in text.splitlines()
@@ -43,7 +46,11 @@ def trio(tmp_path_factory):
     """One agent of each kind, and one that failed; nobody changes anything here."""
     agents = Agents(tmp_path_factory.mktemp("trio"))
     kinds = {"n-real": "serf", "n-ours": "serfd", "gone": "serfd"}
-    own = {"n-real": ["-tag=role=web", "-tag=dc=east"], "n-ours": ["-tag=role=db"]}
+    answering = "-event-handler=query:load=echo hi"
+    own = {
+        "n-real": ["-tag=role=web", "-tag=dc=east", answering],
+        "n-ours": ["-tag=role=db", answering],
+    }
     try:
         three = agents.cluster(kinds, own=own)
         three["gone"].kill()
@@ -79,8 +86,40 @@ BOTH_KINDS = pytest.mark.parametrize("kind", ["serf", "serfd"])
         ["tags"],
         ["join"],
         ["monitor", "-log-level=LOUD"],
+        ["event", "deploy", "v1"],
+        ["event", "-coalesce=false", "deploy"],
+        ["event"],
+        ["event", "a", "b", "c"],
+        ["event", "big", "x" * 600],
+        ["query", "load"],
+        ["query", "-no-ack", "-timeout=500ms", "load", "payload"],
+        ["query", "-node=n-real", "-node", "nobody", "-relay-factor=2", "-timeout=1s", "load"],
+        ["query", "-tag=role=d.", "-timeout", "1s", "load"],
+        ["query", "-tag=role=(", "-timeout=300ms", "load"],
+        ["query", "-timeout=300ms", "nobody-answers"],
+        ["query"],
+        ["query", "a", "b", "c"],
+        ["query", "-format=xml", "load"],
+        ["query", "-relay-factor=256", "load"],
+        ["query", "-relay-factor=x", "load"],
+        ["query", "-timeout=5", "load"],
+        ["query", "-tag=nonsense", "load"],
+        ["query", "_serf_conflict"],
+        ["query", "big", "x" * 1100],
+        ["reachability", "-verbose"],
+        ["rtt", "n-real"],
+        ["rtt", "n-real", "n-ours"],
+        ["rtt", "nobody"],
+        ["rtt", "n-real", "nobody"],
+        ["rtt"],
+        ["rtt", "a", "b", "c"],
+        ["keys"],
+        ["keys", "-list"],
+        ["keys", "-list", "-use=x"],
+        ["keys", "-install", "xx"],
+        ["keys", "-install", "AAAA"],
     ],
-    ids=" ".join,
+    ids=lambda words: " ".join(words)[:40],
 )
 def test_both_tools_say_the_same_of_an_agent(trio, kind, words):
     real, ours = (ask(tool, trio[kind], *words) for tool in ("serf", "serfctl"))
@@ -90,9 +129,9 @@ def test_both_tools_say_the_same_of_an_agent(trio, kind, words):
     elif "-name=(" in words:
         assert ours.text.startswith(real.text.rstrip())
     else:
-        # Help and advice are freely worded, but the first line is the same, if there is one.
-        theirs, mine = real.text.splitlines()[0], ours.text.splitlines()[0]
-        assert mine.startswith(theirs) or theirs.startswith("Usage:")
+        # Help and advice are freely worded, but what stands before is the same.
+        theirs = real.text.partition("Usage:")[0].splitlines()
+        assert set(filter(None, theirs)) <= set(ours.text.splitlines())
 
 
 @BOTH_KINDS
@@ -116,6 +155,98 @@ def test_both_tools_give_the_same_json_of_an_agent(trio, kind, words):
         for answer in (real, ours):
             answer["members"] = sorted(answer["members"] or [], key=lambda member: member["name"])
         assert ours == real
+
+
+@BOTH_KINDS
+def test_both_tools_give_the_same_json_of_a_query(trio, kind):
+    real, ours = (
+        json.loads(ask(tool, trio[kind], "query", "-format=json", "load").text)
+        for tool in ("serf", "serfctl")
+    )
+    assert sorted(real.pop("Acks")) == sorted(ours.pop("Acks")) == ["n-ours", "n-real"]
+    assert real == ours == {"Responses": {"n-ours": "hi\n", "n-real": "hi\n"}}
+
+
+@BOTH_KINDS
+def test_our_tool_shows_how_an_agent_is(trio, kind):
+    answer = ask("serfctl", trio[kind], "status", "-format=json")
+    assert answer.code == 0
+    status = json.loads(answer.text)
+    assert status["node"] == trio[kind].name
+    assert status["addr"] == trio[kind].bind
+    assert status["members"] == {"alive": 2, "leaving": 0, "left": 0, "failed": 1}
+    assert [member["name"] for member in status["failed"]] == ["gone"]
+    assert "State:         healthy\n" in ask("serfctl", trio[kind], "status").text
+
+
+@BOTH_KINDS
+@pytest.mark.parametrize("tool", TOOLS)
+def test_keys_are_changed_on_all_members_by_either_tool(agents, tool, kind):
+    old, new = (base64.b64encode(bytes([n]) * 32).decode() for n in (1, 2))
+    agents.cluster({"n-real": "serf", "n-ours": "serfd"}, f"-encrypt={old}")
+    agent = next(agent for agent in agents.all if agent.kind == kind)
+
+    def said(*words: str) -> list[str]:
+        answer = ask(tool, agent, "keys", *words)
+        assert answer.code == 0, answer.text
+        return answer.text.splitlines()
+
+    listing = ["==> Asking all members for installed keys..."]
+    listing += ["==> Keys gathered, listing cluster keys...", ""]
+    assert said("-list") == [*listing, f"{old}  [2/2]"]
+    assert said("-install", new) == [
+        "==> Installing key on all members...", "==> Successfully installed key!",
+    ]  # fmt: skip
+    assert sorted(said("-list")) == sorted([*listing, f"{old}  [2/2]", f"{new}  [2/2]"])
+    refused = ask(tool, agent, "keys", "-remove", old)
+    assert refused.code == 1
+    assert ordered(refused.text) == ordered(
+        "==> Removing key on all members...\n"
+        "failed:  n-ours  Removing the primary key is not allowed\n"
+        "failed:  n-real  Removing the primary key is not allowed\n\n"
+        "Error removing key: 2/2 nodes reported failure"
+    )
+    assert said("-use", new) == [
+        "==> Changing primary key on all members...", "==> Successfully changed primary key!",
+    ]  # fmt: skip
+    assert said("-remove", old) == [
+        "==> Removing key on all members...", "==> Successfully removed key!",
+    ]  # fmt: skip
+    assert said("-list") == [*listing, f"{new}  [2/2]"]
+
+
+@BOTH_KINDS
+def test_our_tool_watches_the_members_of_an_agent(agents, tmp_path, kind):
+    agent, friend = agents.start(kind, "agent"), agents.start("serfd", "friend")
+    output = tmp_path / "watch"
+    with output.open("wb") as sink:
+        watch = subprocess.Popen(
+            [SERFCTL, "members", "-watch", f"-rpc-addr={agent.rpc_addr}"], stdout=sink, stderr=sink
+        )
+    try:
+
+        def seen(what: str, name: str) -> bool:
+            lines = [line.split()[2:] for line in output.read_text().splitlines()]
+            return any(line[:2] == [what, name] for line in lines)
+
+        def seen_a_change() -> bool:
+            with agent.client() as client:
+                client.tags({"changed": str(time.monotonic())})
+            return seen("update", "agent")
+
+        # The stream is open some time after the start.
+        until("an update", seen_a_change)
+        friend.join(agent)
+        until("the join", lambda: seen("join", "friend"))
+        friend.kill()
+        until("the failure", lambda: seen("failed", "friend"))
+        watch.send_signal(signal.SIGINT)
+        assert watch.wait(60) == 0
+        assert f"friend  {friend.bind}\n" in output.read_text()
+        assert agent.is_running
+    finally:
+        watch.kill()
+        watch.wait()
 
 
 @BOTH_KINDS

@@ -11,6 +11,8 @@ import threading
 
 import msgpack
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from recorded_agent import HELLO, RecordedAgent, frames, reply
 
 from serfd.rpc.client import (
@@ -20,7 +22,21 @@ from serfd.rpc.client import (
     ConnectionClosed,
     RpcError,
     address_text,
+    distance,
 )
+from serfd.serf.coordinates import Coordinate
+from serfd.serf.coordinates import distance as distance_of_agent
+
+KEY = "T9jncgl9mbLus+baTTa7q7nPSUrXwbDi2dhbtqir37s="
+OLD_KEY = "HvY8ubRZMgafUOWvrOadwOckVa1wN3QWAo46FVKbVN8="
+
+
+def told(answers):
+    """What each record of a query tells."""
+    return [
+        f"{a['From']} {a['Type']}" + (f": {a['Payload'].decode()}" if a["Payload"] else "")
+        for a in answers
+    ]
 
 
 @pytest.mark.parametrize(
@@ -43,27 +59,44 @@ from serfd.rpc.client import (
         ),
         (
             "go-keys-list",
-            lambda c: c.call("list-keys")["NumNodes"],
-            2,
+            lambda c: c.list_keys()["Keys"],
+            {OLD_KEY: 2},
+        ),
+        ("go-keys-install", lambda c: c.install_key(KEY)["NumResp"], 2),
+        ("go-keys-use", lambda c: c.use_key(KEY)["Messages"], {}),
+        ("go-keys-remove", lambda c: c.remove_key(OLD_KEY)["Keys"], None),
+        ("go-event", lambda c: c.event("deploy", b"v1.2"), None),
+        ("go-event-nopayload", lambda c: c.event("deploy", coalesce=False), None),
+        (
+            "go-query",
+            lambda c: told(c.query("load", b"pp", tags={}, want_ack=True, timeout=1.0)),
+            ["n1 ack", "n1 response: hi-from-n1\n", "n2 ack", "n3 ack"],
         ),
         (
-            "go-event",
-            lambda c: c.call("event", {"Coalesce": True, "Name": "deploy", "Payload": b"v1.2"}),
-            {},
+            "go-query-filtered",
+            lambda c: told(
+                c.query("load", nodes=["n1", "n2"], tags={"role": "web"}, relay_factor=1, timeout=1)
+            ),
+            ["n1 response: hi-from-n1\n"],
         ),
+        (
+            "go-reachability",
+            lambda c: (
+                [m["Name"] for m in c.members()] and told(c.query("_serf_ping", want_ack=True))
+            ),
+            ["n1 ack", "n2 ack", "n3 ack"],
+        ),
+        ("go-rtt", lambda c: f"{distance(c.coordinate('n1'), c.coordinate('n2')):.6f}", "0.000932"),
+        ("go-rtt-unknown", lambda c: c.stats() and c.coordinate("nope"), None),
     ],
 )
 def test_requests_are_byte_for_byte_those_of_the_real_client(name, ask, answer):
-    asked = frames(name, "client")
-    with (
-        RecordedAgent(frames(name, "server"), after=len(asked)) as agent,
-        Client(agent.address) as client,
-    ):
+    with RecordedAgent(frames(name, "server")) as agent, Client(agent.address) as client:
         found = ask(client)
     assert (sorted(found) if isinstance(answer, list) else found) == (
         sorted(answer) if isinstance(answer, list) else answer
     )
-    assert agent.received == asked
+    assert agent.received == frames(name, "client")
 
 
 def test_handshake_token_and_first_command_do_not_wait_for_each_other():
@@ -101,6 +134,95 @@ def test_the_agents_error_text_is_the_errors_text(name, ask, error):
     ):
         ask(client)
     assert str(caught.value) == error
+
+
+def test_what_members_say_of_keys_comes_with_the_error_too():
+    with (
+        RecordedAgent(frames("go-keys-use-unknown", "server")) as agent,
+        Client(agent.address) as client,
+        pytest.raises(RpcError, match=r"^2/2 nodes reported failure$") as caught,
+    ):
+        client.use_key("kZyFABeAmc64UMTrm9XuKA1DgcnjNNLqqVQBOFBXYNs=")
+    said = "Requested key is not in the keyring"
+    assert caught.value.body["Messages"] == {"k1": said, "k2": said}
+
+
+def answer(seq, sender, kind="response", payload=None):
+    return reply(seq, "", {"From": sender, "Payload": payload, "Type": kind})
+
+
+def test_a_query_ends_with_its_last_record_and_the_connection_can_be_used_on():
+    answers = HELLO + reply(2) + answer(2, "n1", "ack") + answer(2, "", "response")
+    answers += answer(2, "n2", payload=b"x") + answer(2, "", "done")
+    answers += reply(3) + answer(3, "", "done") + reply(4)
+    with RecordedAgent(answers) as agent, Client(agent.address) as client:
+        assert told(client.query("a")) == ["n1 ack", "n2 response: x"]
+        assert told(client.query("b", wait_all=True)) == []
+        client.event("c")
+    assert agent.received.count(b"WaitAll") == 1
+
+
+def test_a_query_that_the_agent_leaves_without_an_end_is_told():
+    answers = HELLO + reply(2) + answer(2, "n1")
+    with RecordedAgent(answers, hangs_up=True) as agent, Client(agent.address) as client:
+        answering = client.query("a")
+        assert next(answering)["From"] == "n1"
+        with pytest.raises(ConnectionClosed):
+            next(answering)
+
+
+def test_a_query_that_is_left_does_not_confuse_what_follows():
+    answers = HELLO + reply(2) + answer(2, "n1") + answer(2, "n2") + answer(2, "", "done")
+    answers += reply(3, "", {"Members": []}) + reply(4) + answer(4, "n3") + answer(4, "", "done")
+    with RecordedAgent(answers) as agent, Client(agent.address) as client:
+        answering = client.query("a")
+        assert next(answering)["From"] == "n1"
+        answering.close()
+        assert client.members() == []
+        assert told(client.query("b")) == ["n3 response"]
+
+
+def test_queries_of_a_stream_are_answered_on_its_connection():
+    asked = {"Event": "query", "ID": 7, "LTime": 1, "Name": "load", "Payload": None}
+    answers = HELLO + reply(2) + reply(2, "", asked) + reply(3) + reply(2, "", {**asked, "ID": 8})
+    with RecordedAgent(answers) as agent, Client(agent.address) as client:
+        queries = client.stream("stream", {"Type": "query"})
+        client.respond(next(queries)["ID"], b"0.5")
+        assert next(queries)["ID"] == 8
+    assert agent.received.endswith(
+        b"\x82\xa7Command\xa7respond\xa3Seq\x03\x82\xa2ID\x07\xa7Payload\xc4\x030.5"
+    )
+
+
+def test_a_query_whose_members_are_slow_is_told_once():
+    waited = []
+
+    def waiting():
+        waited.append(1)
+        agent.released.set()
+
+    with RecordedAgent(HELLO + reply(2) + answer(2, "", "done")) as agent:
+        agent.released.clear()
+        with Client(agent.address, waiting=waiting, patience=0.01) as client:
+            assert told(client.query("a")) == []
+    assert waited == [1]
+
+
+PLACES = st.builds(
+    Coordinate,
+    st.lists(st.floats(-1e3, 1e3), min_size=8, max_size=8).map(tuple),
+    st.just(1.0),
+    st.floats(-1e3, 1e3),
+    st.floats(1e-5, 1e3),
+)
+
+
+@given(PLACES, PLACES)
+def test_the_distance_is_that_of_the_agent(a, b):
+    def as_sent(place):
+        return {"Vec": list(place.vec), "Height": place.height, "Adjustment": place.adjustment}
+
+    assert distance(as_sent(a), as_sent(b)) == pytest.approx(distance_of_agent(a, b), abs=1e-12)
 
 
 def test_a_refused_request_leaves_the_connection_usable():

@@ -356,10 +356,10 @@ def test_the_version_of_the_members_grows_with_tags_and_versions_of_a_member() -
 
 def test_an_event_is_heard_once_and_passed_on_as_it_came() -> None:
     one = OneNode("n2", "n3")
-    event = UserEventMessage(3, "deploy", b"v1", coalesce=True)
+    event = UserEventMessage(3, "deploy", b"v1", coalesce=False)
     say(one, event, event)
     heard = [e.event for e in one.effects if isinstance(e, Emit)]
-    assert heard[-1] == UserEvent(3, "deploy", b"v1", coalesce=True)
+    assert heard[-1] == UserEvent(3, "deploy", b"v1", coalesce=False)
     assert sum(isinstance(e, UserEvent) for e in heard) == 1
     one.run_until(0.5)
     assert told(one, UserEventMessage) == [event]
