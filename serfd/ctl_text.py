@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
     from typing import Any
 
+HEALTH_SCORE_FINE = 2
+"""Up to this score the agent counts as healthy: others that just failed raise it for a moment."""
 FAILED_SHOWN = 10
 """Failed members that `status` lists."""
 
@@ -179,7 +181,7 @@ def _problems(
     elif members["alive"] + members["leaving"] < 2:
         why = f"{members['failed']} failed" if members["failed"] else "it has joined nobody"
         problems.append(f"isolated, it sees no other member: {why}")
-    if score:
+    if score > HEALTH_SCORE_FINE:
         problems.append(f"health score {score}: it is slow, or its network loses packets")
     if internal_errors:
         problems.append(f"{internal_errors} internal errors: see its log")

@@ -181,7 +181,7 @@ FAILED = [member_map(f"n{i}", Status="failed") for i in range(10, 23)]
     ("stats", "members", "problems"),
     [
         (stats(), [HERE, THERE], []),
-        (stats(), [HERE, THERE, *FAILED], []),
+        (stats(health_score="2"), [HERE, THERE, *FAILED], []),
         (stats(), [HERE], ["isolated, it sees no other member: it has joined nobody"]),
         (stats(), [HERE, *FAILED], ["isolated, it sees no other member: 13 failed"]),
         (stats(), [HERE | {"Status": "leaving"}, THERE], ["it is leaving"]),

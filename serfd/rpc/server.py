@@ -155,7 +155,7 @@ class Records:
         """Whether the reply to the request is out."""
         self.ended = False
         self.detach: Callable[[], object] | None = None
-        """Ends their source; None before the reply to the request is out."""
+        """Ends their source; of streams and monitors None before the reply is out."""
         self._connection = connection
 
     def send(self, body: bytes) -> None:

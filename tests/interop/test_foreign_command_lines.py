@@ -91,12 +91,12 @@ BOTH_KINDS = pytest.mark.parametrize("kind", ["serf", "serfd"])
         ["event"],
         ["event", "a", "b", "c"],
         ["event", "big", "x" * 600],
-        ["query", "load"],
-        ["query", "-no-ack", "-timeout=500ms", "load", "payload"],
-        ["query", "-node=n-real", "-node", "nobody", "-relay-factor=2", "-timeout=1s", "load"],
-        ["query", "-tag=role=d.", "-timeout", "1s", "load"],
+        ["query", "-timeout=3s", "load"],
+        ["query", "-no-ack", "-timeout=3s", "load", "payload"],
+        ["query", "-node=n-real", "-node", "nobody", "-relay-factor=2", "-timeout=3s", "load"],
+        ["query", "-tag=role=d.", "-timeout", "3s", "load"],
         ["query", "-tag=role=(", "-timeout=300ms", "load"],
-        ["query", "-timeout=300ms", "nobody-answers"],
+        ["query", "-timeout=2s", "nobody-answers"],
         ["query"],
         ["query", "a", "b", "c"],
         ["query", "-format=xml", "load"],
@@ -160,7 +160,7 @@ def test_both_tools_give_the_same_json_of_an_agent(trio, kind, words):
 @BOTH_KINDS
 def test_both_tools_give_the_same_json_of_a_query(trio, kind):
     real, ours = (
-        json.loads(ask(tool, trio[kind], "query", "-format=json", "load").text)
+        json.loads(ask(tool, trio[kind], "query", "-format=json", "-timeout=3s", "load").text)
         for tool in ("serf", "serfctl")
     )
     assert sorted(real.pop("Acks")) == sorted(ours.pop("Acks")) == ["n-ours", "n-real"]
