@@ -293,7 +293,7 @@ def announcement(size: int, *, packed: bool) -> bytes:
         for role in ("web", "db", "cache") for dc in ("east", "west")
     ]  # fmt: skip
     states = [
-        NodeState(f"node-{i:05}", bytes((10, 9, i >> 8, i & 255)), 7946, metas[i % 6], 1, 0,
+        NodeState(f"node-{i:05}", bytes((127, 9, i >> 8, i & 255)), 7946, metas[i % 6], 1, 0,
                   bytes((1, 5, 2, 2, 5, 5)))
         for i in range(size)
     ]  # fmt: skip

@@ -164,10 +164,14 @@ def test_one_answer_is_enough_for_a_join_at_start(agents):
     everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
 
 
-def test_one_join_of_two_strangers_makes_them_known_to_each_other(agents):
+@pytest.mark.parametrize("profile", ["lan", "local"])
+def test_one_join_of_two_strangers_makes_them_known_to_each_other(agents, profile):
     # Without exchanges of states that would mend it later.
     never = {"gossip": {"push_pull_interval": "0s"}}
-    three = {name: agents.start("serfd", name, config=never) for name in ("agent", "one", "two")}
+    three = {
+        name: agents.start("serfd", name, f"-profile={profile}", config=never)
+        for name in ("agent", "one", "two")
+    }
     with three["agent"].client() as client:
         assert client.join([three["one"].bind, three["two"].bind]) == 2
     everyone_sees(three.values(), dict.fromkeys(three, "alive"))
@@ -209,18 +213,18 @@ def reloads(agents, tmp_path):
     return lambda table: Reloads(agents, tmp_path, table)
 
 
-def test_a_reload_changes_tags_and_others_see_it(agents, reloads):
-    reloading = reloads({"tags": {"role": "web", "old": "yes"}})
+def test_a_reload_changes_the_tags_that_changed_in_the_file_and_others_see_it(agents, reloads):
+    reloading = reloads({"tags": {"role": "web", "same": "file", "old": "yes"}})
     agent, friend = reloading.agent, agents.start("serfd", "friend")
     agent.join(friend)
     with agent.client() as client:
-        client.tags({"by-rpc": "yes"})
-    reloading.reload({"tags": {"role": "db", "new": "yes"}})
+        client.tags({"same": "rpc", "new": "rpc", "by-rpc": "rpc"})
+    reloading.reload({"tags": {"role": "db", "same": "file", "new": "file"}})
     for sees in (agent, friend):
         until_is(
             f"the tags as {sees.name} sees them",
             lambda sees=sees: sees.members()["reloads"].tags,
-            {"role": "db", "new": "yes", "by-rpc": "yes"},
+            {"role": "db", "same": "rpc", "new": "file", "by-rpc": "rpc"},
         )
 
 
