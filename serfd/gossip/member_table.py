@@ -77,6 +77,12 @@ def socket_address(addr: bytes, port: int) -> Address:
     return Address(str(IPv6Address(addr)), port)
 
 
+@lru_cache(maxsize=64)
+def _one_port(port: int) -> int:
+    """The one copy of a number that most members have in common: 32 bytes for each of them."""
+    return port
+
+
 class Ignored(NamedTuple):
     """The rumour changes nothing."""
 
@@ -229,7 +235,7 @@ class MemberTable:
         updated = not joined and rumour.meta != peer.meta
         peer.incarnation = rumour.incarnation
         peer.addr = rumour.addr
-        peer.port = rumour.port
+        peer.port = _one_port(rumour.port)
         peer.meta = rumour.meta
         if rumour.vsn != peer.versions:
             peer.versions = rumour.vsn
