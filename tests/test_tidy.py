@@ -26,6 +26,7 @@ NOT_DEFAULT = {"bind"}
 # Modules without a test module of their name: what they say is tested where it is used.
 TESTED_ELSEWHERE = {
     "serfd/errors.py",
+    "serfd/serf/common.py",
 }
 
 _SETTING = re.compile(r"#?([a-z_]+) = ")

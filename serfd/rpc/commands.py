@@ -97,7 +97,7 @@ class AnswerRecords(Protocol):
         """Send an answer."""
 
     def finish(self) -> None:
-        """There are no more answers: say so."""
+        """There are no more answers: say so, but not at once."""
 
     def end(self) -> None:
         """There are no more records at all."""

@@ -48,6 +48,9 @@ QUEUED_RECORDS_MAX: Final = 512
 """Records of one stream that wait for a slow client."""
 QUEUED_ANSWERS_MAX: Final = 8192
 """Answers of one query that wait for a slow client: many come at once, and each only once."""
+LAST_WORD_DELAY: Final = 0.1
+"""Seconds between a query's last answer and its end. Serf's command line tool drops an answer that
+it has not printed when the end comes; real agents keep it waiting for the deadline."""
 QUEUED_BYTES_MAX: Final = 4 << 20
 """The same in bytes, over all streams of one client."""
 REQUESTS_PER_TURN: Final = 64
@@ -156,6 +159,7 @@ class Records:
         self.ended = False
         self.detach: Callable[[], object] | None = None
         """Ends their source; of streams and monitors None before the reply is out."""
+        self._last_word: IDelayedCall | None = None
         self._connection = connection
 
     def send(self, body: bytes) -> None:
@@ -171,12 +175,19 @@ class Records:
             self.send(messages.query_body(number, rest))
 
     def finish(self) -> None:
-        """Tell the end of a query; that is never dropped."""
+        """Tell the end of a query, some time after its last answer; it is never dropped."""
+        if not self.ended:
+            self._last_word = self._connection.later(LAST_WORD_DELAY, self._say_last_word)
+
+    def _say_last_word(self) -> None:
+        self._last_word = None
         self._connection.send_record(self, messages.DONE, is_last=True)
 
     def end(self) -> None:
         """There are no more, and those that wait are not sent."""
         self.ended = True
+        if self._last_word is not None:
+            self._last_word.cancel()
         if self.detach is not None:
             self.detach()
         if self.dropped:
@@ -216,7 +227,7 @@ class RpcConnection(Protocol):
         self._after_reply: list[Callable[[], None]] = []
         self._is_answering = False
         """Whether a request is being served that may be replied to in this very moment."""
-        self._held: list[tuple[Records, bytes, bool]] = []
+        self._held: list[tuple[Records, bytes]] = []
         """Records that must not overtake a reply."""
         self._wakeup: Deferred[None] | None = None
         self._reading = False
@@ -384,7 +395,8 @@ class RpcConnection(Protocol):
         if records.ended:
             return
         if self._is_answering or not records.is_open:
-            self._held.append((records, body, is_last))
+            assert not is_last  # it comes from a timer
+            self._held.append((records, body))
             return
         if not self._full:
             self.transport.write(records.header + body)
@@ -398,6 +410,10 @@ class RpcConnection(Protocol):
             self.drop_record(records, "it does not read")
         if is_last:
             del self._queries[records]
+
+    def later(self, delay: float, call: Callable[[], None]) -> IDelayedCall:
+        """Do this in so many seconds."""
+        return self._clients.clock.callLater(delay, call)
 
     def drop_record(self, records: Records, why: str) -> None:
         """A record is not sent."""
@@ -495,8 +511,8 @@ class RpcConnection(Protocol):
         """Send the records that waited for a reply."""
         self._is_answering = False
         held, self._held = self._held, []
-        for records, body, is_last in held:
-            self.send_record(records, body, is_last=is_last)
+        for records, body in held:
+            self.send_record(records, body)
 
     async def _next(self) -> object:
         """The next object the client sent."""

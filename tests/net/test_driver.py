@@ -28,7 +28,7 @@ from serfd.wire.packet import PacketCodec
 from serfd.wire.sealing import Keyring
 from serfd.wire.swim_messages import Ack, Alive, IndirectPing, Message, Ping, Suspect, encode
 
-CONFIG = load([], flags={"profile": "local"})
+CONFIG = load([], flags={"profile": "local", "disable_coordinates": True})
 VERSIONS = b"\1\5\2\2\5\5"
 HERE = socket.inet_aton("127.0.0.1")
 PEER = Address("127.0.0.1", 17002)

@@ -6,6 +6,7 @@ from stand_in import Client, StandInAgent, member, query
 from serfd.errors import CommandError
 from serfd.rpc import commands
 from serfd.rpc.commands import COMMANDS, MEMBERS_PER_TURN, EventFilter
+from serfd.rpc.server import LAST_WORD_DELAY
 from serfd.serf import keys
 from serfd.serf.coordinates import Coordinate
 from serfd.serf.events import MemberEvent, MemberEventKind, Status, UserEvent
@@ -326,6 +327,10 @@ def test_answers_come_after_the_reply_and_at_last_the_end(connect, agent, clock)
     agent.asked[0].answer("n2")
     assert client.received() == record("n1", "response", b"0.5") + record("n2", "response")
     agent.asked[0].end()
+    # Serf's command line tool drops what it has not printed when it hears of the end.
+    clock.advance(LAST_WORD_DELAY / 2)
+    assert client.received() == []
+    clock.advance(LAST_WORD_DELAY / 2)
     assert client.received() == record("", "done")
 
 
@@ -333,7 +338,7 @@ def test_a_query_that_ends_at_once_is_replied_to_first(connect, agent, clock):
     client = connect()
     client.ask("query", {"Timeout": -1})
     agent.asked[0].end()
-    clock.advance(0)
+    clock.pump([0, LAST_WORD_DELAY])
     assert client.received() == [OK, *record("", "done")]
 
 
@@ -376,6 +381,7 @@ def test_a_query_ends_when_the_daemon_stops(connect, agent, clock):
     client.ask("query", {})
     clock.advance(0)
     agent.asked[0].over.errback(CommandError("the agent is shutting down"))
+    clock.advance(LAST_WORD_DELAY)
     assert client.received() == [OK, *record("", "done")]
 
 
@@ -388,6 +394,7 @@ def test_two_queries_of_one_client_do_not_mix(connect, agent, clock):
     agent.asked[1].answer("n1", b"b")
     agent.asked[0].answer("n1", b"a")
     agent.asked[1].end()
+    clock.advance(LAST_WORD_DELAY)
     assert [(h["Seq"], b["Payload"]) for h, b in pairs(client.received())] == [
         (6, b"b"), (5, b"a"), (6, None),
     ]  # fmt: skip

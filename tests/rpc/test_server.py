@@ -20,6 +20,7 @@ from serfd.rpc.server import (
     CLIENTS_MAX,
     CLOSE_TIME_MAX,
     HANDSHAKE_TIME_MAX,
+    LAST_WORD_DELAY,
     PENDING_MAX,
     QUERIES_MAX,
     QUEUED_ANSWERS_MAX,
@@ -451,6 +452,7 @@ def test_queries_under_way_are_limited(connect, agent, clock):
     error = "256 queries are under way on this connection; try later"
     assert client.ask("query", {}) == [{"Error": error, "Seq": 1}]
     agent.asked[7].end()
+    clock.advance(LAST_WORD_DELAY)
     client.received()
     client.ask("query", {})
     clock.advance(0)
@@ -472,6 +474,19 @@ def test_answers_for_a_client_that_went_away_go_nowhere(serve, agent, clock):
     clock.advance(0)
     assert client.received() == []
     assert hasty.received() == [OK]
+    assert clock.getDelayedCalls() == []
+
+
+def test_a_client_that_goes_just_before_the_end_of_its_query_leaves_nothing_behind(
+    serve, agent, clock
+):
+    factory = serve()
+    client = Client(factory).shake_hands()
+    client.ask("query", {})
+    clock.advance(0)
+    agent.asked[0].end()
+    client.hang_up()
+    assert clock.getDelayedCalls() == []
 
 
 def test_the_end_of_a_query_is_never_dropped(serve, agent, clock):
@@ -484,6 +499,7 @@ def test_the_end_of_a_query_is_never_dropped(serve, agent, clock):
     for n in range(QUEUED_ANSWERS_MAX + 5):
         agent.asked[0].answer(f"n{n}")
     agent.asked[0].end()
+    clock.advance(LAST_WORD_DELAY)
     client.reads_again()
     senders = [body["From"] for body in client.received()[1::2]]
     assert senders == [f"n{n}" for n in range(QUEUED_ANSWERS_MAX)] + [""]
@@ -739,6 +755,7 @@ def test_whatever_a_client_sends_it_is_answered_or_hung_up_on(requests, auth, cu
             asked.answer("n1")
             asked.end()
         agent.asked.clear()
+        clock.advance(LAST_WORD_DELAY)
     assert all("Error" not in o or "internal" not in o["Error"] for o in client.received())
     if not client.hung_up_on:
         assert client.protocol._reading  # it waits for the rest

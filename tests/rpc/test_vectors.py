@@ -14,6 +14,7 @@ from stand_in import Client, StandInAgent, member, query
 from serfd.logs import LogRing
 from serfd.rpc.commands import COMMANDS
 from serfd.rpc.messages import PackedMembers, event_body, query_body, query_rest
+from serfd.rpc.server import LAST_WORD_DELAY
 from serfd.serf.coordinates import Coordinate
 from serfd.serf.events import Member, MemberEvent, MemberEventKind, Status, UserEvent
 from serfd.serf.keys import KeyResult
@@ -115,6 +116,7 @@ def test_a_conversation_goes_as_with_a_real_agent(name, feeding, serve, clock):
                     if stream != header["hex"]:
                         continue
                 make_happen(frame["decoded"], agent, ring)
+                clock.advance(LAST_WORD_DELAY if frame["decoded"].get("Type") == "done" else 0)
             answered = client.transport.value()[seen:]
             seen += len(answered)
             expected = [f for f in exchange.said if f["kind"] != "close"]
