@@ -18,6 +18,7 @@ from serfd.net.driver import Driver
 from serfd.net.keyring_file import save_keyring
 from serfd.net.process import ProcessResult, run_process
 from serfd.net.resolve import resolve
+from serfd.net.snapshot_file import SnapshotFile
 from serfd.serf.coordinates import Coordinate
 from serfd.serf.events import Event, Member, MemberEvent, Query, UserEvent
 from serfd.serf.keys import KeyResult
@@ -37,7 +38,14 @@ class Agent:
     """What RPC and plugins see of the node. All results are plain values or Deferreds."""
 
     def __init__(
-        self, config: Config, node: Node, reactor: Any, *, port: int, shut_down: Callable[[], None]
+        self,
+        config: Config,
+        node: Node,
+        reactor: Any,
+        *,
+        port: int,
+        shut_down: Callable[[], None],
+        snapshot: SnapshotFile | None = None,
     ) -> None:
         """`port`: the bound gossip port; `shut_down` stops the daemon."""
         self._config = config
@@ -52,6 +60,7 @@ class Agent:
             self._publish,
             save_keyring=lambda keys: save_keyring(config.keyring_file, keys),
             stop=self._must_stop,
+            snapshot=snapshot,
         )
         """For the daemon, which connects it to the sockets."""
 

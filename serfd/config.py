@@ -235,6 +235,13 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     user_event_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 512
     """Bytes of a user event, name and payload, and of the whole when encoded, at most."""
 
+    snapshot_path: str = ""
+    """Remember members and clocks in this file, to rejoin by itself after a restart; Serf's
+    format."""
+
+    rejoin_after_leave: bool = False
+    """With snapshot_path: rejoin even after a leave."""
+
     disable_name_resolution: bool = False
     """Do not ask the cluster who is right when another node has this node's name."""
 

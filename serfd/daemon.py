@@ -37,6 +37,8 @@ OPTIONS = (
     Option("disable-compression", "", "send gossip and state exchanges unpacked", flag=True),
     Option("event-handler", "FILTER=SCRIPT", "run a script on events; may be repeated", many=True),
     Option("broadcast-timeout", "DURATION", "wait this long for news to spread", default="5s"),
+    Option("snapshot", "FILE", "remember members there, to rejoin by itself after a restart"),
+    Option("rejoin", "", "with -snapshot: rejoin even after a leave", flag=True),
     Option("log-level", "LEVEL", "TRACE, DEBUG, INFO, WARN or ERR", default="INFO"),
     Option("version", "", "print the version and exit", flag=True),
     Option("help", "", "print this help and exit", flag=True),
@@ -48,6 +50,8 @@ _KEYS = {
     "join": "start_join",
     "retry-max": "retry_max_attempts",
     "replay": "replay_on_join",
+    "snapshot": "snapshot_path",
+    "rejoin": "rejoin_after_leave",
     "encrypt": "encrypt_key",
     "event-handler": "event_handlers",
 }

@@ -101,6 +101,16 @@ class SaveKeyring(NamedTuple):
         return f"SaveKeyring({len(self.keys)} keys)"
 
 
+class Remember(NamedTuple):
+    """Write lines to the snapshot file, before anything that comes later is done."""
+
+    lines: tuple[str, ...]
+    sync: bool = False
+    """They must outlive a power failure."""
+    replace: bool = False
+    """They say as much as all the file's lines, and take their place."""
+
+
 class Stop(NamedTuple):
     """This node must not go on: end the process, without leaving."""
 
@@ -108,5 +118,5 @@ class Stop(NamedTuple):
 
 
 Effect: TypeAlias = (
-    SendPacket | Connect | Write | Close | Emit | Finish | Answer | SaveKeyring | Stop
+    SendPacket | Connect | Write | Close | Emit | Finish | Answer | SaveKeyring | Remember | Stop
 )

@@ -12,6 +12,7 @@ from typing import Any
 
 from twisted.internet.defer import Deferred, DeferredLock, TimeoutError, maybeDeferred
 from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.threads import deferToThreadPool
 
 from serfd import __version__, logs, systemd
 from serfd.agent import Agent
@@ -23,6 +24,7 @@ from serfd.hooks.loader import load as load_plugins
 from serfd.net.interfaces import addresses_of, interface_address, private_address
 from serfd.net.keyring_file import load_keyring
 from serfd.net.reactor import install
+from serfd.net.snapshot_file import SnapshotFile
 from serfd.net.sockets import bind_gossip, bind_rpc, resolve_host
 from serfd.net.transport import PACKET_MAX, AcceptFactory, PacketProtocol
 from serfd.rpc.server import RpcFactory
@@ -104,9 +106,17 @@ class Service:
         rpc_host, rpc_port = split_address(config.rpc_addr, default_port=RPC_PORT, key="rpc_addr")
         rpc = bind_rpc(resolve_host("rpc_addr", rpc_host), rpc_port)
         advertised = _advertised(config, host, port)
-        node = self._node(advertised)
+        snapshot: SnapshotFile | None = None
+        if config.snapshot_path:
+            snapshot = SnapshotFile(config.snapshot_path, self._reactor, self._in_thread)
+        node = self._node(advertised, snapshot.lines() if snapshot is not None else None)
         self._agent = agent = Agent(
-            config, node, self._reactor, port=port, shut_down=lambda: self._stop(EXIT_DONE)
+            config,
+            node,
+            self._reactor,
+            port=port,
+            shut_down=lambda: self._stop(EXIT_DONE),
+            snapshot=snapshot,
         )
         self._host = PluginHost(agent, self._reactor, hook_timeout=config.hook_timeout)
         self._plugins = load_plugins(config, agent)
@@ -126,7 +136,10 @@ class Service:
         self._host.attach(self._plugins)
         agent.driver.start(port_udp, is_ipv6=udp.family == socket.AF_INET6)
 
-    def _node(self, advertised: tuple[bytes, int]) -> Node:
+    def _in_thread(self, function: Callable[..., Any], *args: Any) -> "Deferred[Any]":
+        return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
+
+    def _node(self, advertised: tuple[bytes, int], remembered: list[str] | None = None) -> Node:
         seed = int.from_bytes(os.urandom(8), "big")
         _log.debug("seed of the protocol's choices: %d", seed)
         return Node(
@@ -138,6 +151,7 @@ class Service:
             now=self._reactor.seconds(),
             rng=Random(seed),
             nonce=lambda: os.urandom(12),
+            remembered=remembered,
         )
 
     def _banner(

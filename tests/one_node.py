@@ -31,6 +31,7 @@ class OneNode:
         gossip = msgspec.structs.replace(PROFILES[profile], **settings.pop("gossip", {}))
         settings.setdefault("disable_coordinates", True)
         keyring = Keyring(settings.pop("keys", ()))
+        remembered = settings.pop("remembered", None)
         config = Config(gossip=gossip, enable_compression=False, **settings)
         self.now = 0.0
         envelope = Envelope(compress=False, keyring=keyring)
@@ -40,6 +41,7 @@ class OneNode:
         self.node = Node(
             config, name="n1", addr=bytes((10, 0, 0, 1)), port=7946, keyring=keyring,
             now=0.0, rng=Random(7), nonce=lambda: bytes(12),
+            remembered=remembered,
         )  # fmt: skip
         for name in others:
             self.hear(self.alive(name), source=name)

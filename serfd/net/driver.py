@@ -21,6 +21,7 @@ from serfd.effects import (
     Effect,
     Emit,
     Finish,
+    Remember,
     SaveKeyring,
     SendPacket,
     Stop,
@@ -28,6 +29,7 @@ from serfd.effects import (
     Write,
 )
 from serfd.errors import CommandError
+from serfd.net.snapshot_file import SnapshotFile
 from serfd.net.transport import ConnectFactory, StreamProtocol
 from serfd.serf.events import Event
 from serfd.serf.node import Node
@@ -71,6 +73,7 @@ class Driver:
         *,
         save_keyring: Callable[[tuple[bytes, ...]], str | None] = lambda keys: None,
         stop: Callable[[str], None] = lambda reason: None,
+        snapshot: SnapshotFile | None = None,
         strict: bool = False,
     ) -> None:
         """`publish` gets every event; `strict` raises what would only be logged: for tests.
@@ -80,6 +83,7 @@ class Driver:
         """
         self._save_keyring = save_keyring
         self._stop_process = stop
+        self._snapshot = snapshot
         self._node = node
         self._reactor = reactor
         self._publish = publish
@@ -117,6 +121,8 @@ class Driver:
         for cut in self._cuts.values():
             cut.cancel()
         self._cuts.clear()
+        if self._snapshot is not None:
+            self._snapshot.close()
         for deferred in list(self._waiting.values()):
             deferred.errback(CommandError("the agent is shutting down"))
         self._waiting.clear()
@@ -223,6 +229,8 @@ class Driver:
                 self._answered[command](answer)
             case SaveKeyring(keys):
                 self._feed(self._node.keyring_saved, self._save_keyring(keys))
+            case Remember(lines, sync, replace):
+                self._remember(lines, sync=sync, replace=replace)
             case Stop(reason):
                 self._stop_process(reason)
             case Connect(stream, to):
@@ -243,6 +251,15 @@ class Driver:
             # One address that cannot be reached must not stop a round of gossip.
             self.send_errors += 1
             _log.debug("cannot send %d bytes to %s: %s", len(data), to, error)
+
+    def _remember(self, lines: tuple[str, ...], *, sync: bool, replace: bool) -> None:
+        assert self._snapshot is not None
+        if replace:
+            self._snapshot.replace(lines)
+        else:
+            self._snapshot.append(lines)
+        if sync:
+            self._snapshot.flush(sync=True)
 
     def _connect(self, stream: StreamId, to: Address) -> None:
         link = StreamProtocol(self, stream)

@@ -100,9 +100,14 @@ class Queries:
         self._answer_internal = answer_internal
         self.clock = LamportClock()
         self._seen: RecentRing[int] = RecentRing()
+        self._time_min = 0
         self._asked: dict[int, OpenQuery] = {}
         self._askers: dict[int, Asker] = {}
         self._heard: dict[tuple[int, int], HeardQuery] = {}
+
+    def ignore_before(self, ltime: int) -> None:
+        """Queries before `ltime` were heard in an earlier life."""
+        self._time_min = max(self._time_min, ltime)
 
     # Asked by this node.
 
@@ -191,6 +196,8 @@ class Queries:
         """A query came in; whether it is news."""
         common = self._common
         self.clock.witness(message.ltime)
+        if message.ltime < self._time_min:
+            return False
         if not self._seen.is_new(message.ltime, message.id, self.clock.time):
             return False
         try:

@@ -40,6 +40,7 @@ from serfd.serf.keyrings import Keyrings
 from serfd.serf.keys import KEY_QUERIES, KeyResult
 from serfd.serf.lamport import LamportClock
 from serfd.serf.members import Record
+from serfd.serf.memory import Memory
 from serfd.serf.queries import HeardQuery, QueryDone, QueryParams, check_name
 from serfd.serf.user_events import EventsDue, Hearing, MissingOverdue, Telling
 from serfd.timers import Timers
@@ -102,6 +103,11 @@ class PruneDue:
 
 
 @dataclass(frozen=True, slots=True)
+class RejoinDue:
+    """Time to look for those who were there before the restart."""
+
+
+@dataclass(frozen=True, slots=True)
 class MembersDue:
     """Collected changes of members are to be told."""
 
@@ -112,6 +118,7 @@ Timer: TypeAlias = (
     | FarewellDue
     | LeaveDone
     | PruneDue
+    | RejoinDue
     | MembersDue
     | EventsDue
     | MissingOverdue
@@ -152,6 +159,13 @@ class JoinAsked(NamedTuple):
     replay: bool
 
 
+class Rejoining(NamedTuple):
+    """The ticket of a join by which the node comes back after a restart."""
+
+    name: str
+    address: Address
+
+
 class Node:
     """One Serf node: the whole protocol, with no clock, socket or chance of its own."""
 
@@ -166,11 +180,13 @@ class Node:
         now: float,
         rng: Random,
         nonce: NonceSource,
+        remembered: Sequence[str] | None = None,
         log_suffix: str = "",
     ) -> None:
         """`addr`, `port`: the advertised address, 4 or 16 bytes.
 
-        Raises CommandError if the tags of the config are too long to announce.
+        `remembered`: the lines of the snapshot file, None if there is none. Raises CommandError if
+        the tags of the config are too long to announce.
         """
         log = logging.getLogger("serfd.serf" + log_suffix)
         self._common = Common(config, name, now=now, rng=rng, log=log)
@@ -187,6 +203,8 @@ class Node:
         self._joins_without_replay = 0
         self._coalescer = MemberCoalescer(config.coalesce_period, config.quiescent_period)
         self._coordinates = None if config.disable_coordinates else CoordinateClient(name, rng)
+        self._memory = None if remembered is None else Memory(self._common, remembered)
+        self._to_rejoin: list[tuple[str, Address]] = []
         self._timers: Timers[Timer] = Timers()
         self._hearing = Hearing(self._common, self._timers, self._event_missing)
         self._telling = Telling(
@@ -227,6 +245,8 @@ class Node:
         self._events = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
         # In the order in which they get room in a packet (serf.md 16).
         self._queues = (self._intents, self._queries, self._events)
+        if self._memory is not None:
+            self._go_on_after(self._memory)
         self._memberlist.start(now)
         self._timers.set(ReapDue(), now + REAP_INTERVAL)
         self._timers.set(ReconnectDue(), now + config.reconnect_interval)
@@ -269,6 +289,8 @@ class Node:
                     self._left()
                 case PruneDue(name, ltime):
                     self._prune_later(name, ltime)
+                case RejoinDue():
+                    self._rejoin_next()
                 case MembersDue():
                     self._emit_all(self._coalescer.flush())
                 case EventsDue():
@@ -306,6 +328,9 @@ class Node:
         else:
             self._stage = Stage.LEAVING
             self._leaving = command
+            self._to_rejoin.clear()
+            if self._memory is not None:
+                self._memory.left()
             self._memberlist.hurry()
             self._send_leave_intent(self._common.name, prune=False, ticket=Goodbye.INTENT)
         return command
@@ -393,6 +418,16 @@ class Node:
         """What is to be done now, in order."""
         effects = self._effects[:]
         self._effects.clear()
+        if self._memory is not None:
+            note = self._memory.note(
+                self._clock.time,
+                self._hearing.clock.time,
+                self._asking.clock.time,
+                self._memberlist.local.incarnation,
+            )
+            # First of all: an event that is handed on must not come again after a restart.
+            if note is not None:
+                effects.insert(0, note)
         return effects
 
     def next_wakeup(self) -> float | None:
@@ -574,6 +609,8 @@ class Node:
     def member_joined(self, peer: Peer) -> None:
         """Gossip found a member alive."""
         record = self._members.joined(peer)
+        if self._memory is not None:
+            self._memory.joined(record)
         self._log.info("EventMemberJoin: %s %s", peer.name, ip_text(record.peer.addr))
         self._emit_member(MemberEventKind.JOIN, record)
 
@@ -590,6 +627,8 @@ class Node:
         change = self._members.gone(peer, self._common.now)
         if change is not None:
             record, kind = change
+            if self._memory is not None:
+                self._memory.gone(record)
             what = "EventMemberLeave" if kind is MemberEventKind.LEAVE else "EventMemberFailed"
             self._log.info("%s: %s %s", what, peer.name, ip_text(record.peer.addr))
             self._emit_member(kind, record)
@@ -654,7 +693,13 @@ class Node:
     def join_over(self, join: JoinRun) -> None:
         """All addresses of a join were tried."""
         asked = join.ticket
-        if isinstance(asked, JoinAsked):
+        if isinstance(asked, Rejoining):
+            if join.contacted:
+                self._log.info("Re-joined to previously known node: %s: %s", *asked)
+                self._to_rejoin.clear()
+            else:
+                self._rejoin_next()
+        elif isinstance(asked, JoinAsked):
             self._joins_without_replay -= not asked.replay
             if join.contacted and self._stage is Stage.ALIVE:
                 self._send_join_intent()
@@ -783,6 +828,30 @@ class Node:
         self._members.erase(record)
         self._forget(record)
         self._tell_reaped(record, what)
+
+    def _go_on_after(self, memory: Memory) -> None:
+        """Start where an earlier life ended: later than all it saw, and with whom it knew."""
+        past = memory.past
+        self._clock.witness(past.clock)
+        self._hearing.clock.witness(past.event_clock)
+        self._asking.clock.witness(past.query_clock)
+        if past.event_clock:
+            self._hearing.ignore_before(past.event_clock + 1)
+        if past.query_clock:
+            self._asking.ignore_before(past.query_clock + 1)
+        self._memberlist.local.incarnation = past.incarnation
+        self._to_rejoin = memory.places_to_rejoin(self._rng)
+        if self._to_rejoin:
+            self._timers.set(RejoinDue(), self._common.now)
+
+    def _rejoin_next(self) -> None:
+        """Try the next of those who were alive, until one answers."""
+        if not self._to_rejoin:
+            self._log.warning("Failed to re-join any previously known node")
+            return
+        name, address = self._to_rejoin.pop()
+        self._log.info("Attempting re-join to previously known node: %s: %s", name, address)
+        self._memberlist.join(self._common.now, (address,), ticket=Rejoining(name, address))
 
     def _forget(self, record: Record) -> None:
         if self._coordinates is not None:

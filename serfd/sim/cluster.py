@@ -24,6 +24,7 @@ from serfd.effects import (
     Effect,
     Emit,
     Finish,
+    Remember,
     SaveKeyring,
     SendPacket,
     Stop,
@@ -551,6 +552,8 @@ class Cluster:
             case Answer(command, answer):
                 self._note(process, b"a", repr(answer).encode())
                 self._tickets[command].answers.append(answer)
+            case Remember(lines):
+                self._note(process, b"r", repr(lines).encode())
             case SaveKeyring(keys):
                 self._note(process, b"k", b"%d" % len(keys))
                 self._agenda.after(0.0, self._keyring_saved, process)

@@ -177,6 +177,29 @@ def test_one_join_of_two_strangers_makes_them_known_to_each_other(agents, profil
     everyone_sees(three.values(), dict.fromkeys(three, "alive"))
 
 
+@pytest.mark.parametrize("end", ["kill", "terminate"])
+def test_a_node_with_a_snapshot_comes_back_by_itself(agents, tmp_path, end):
+    # Nobody looks for it: it must remember.
+    never = {"reconnect_interval": "24h"}
+    path = tmp_path / "snapshot"
+    friend = agents.start("serfd", "friend", config=never)
+    agent = agents.start("serfd", "agent", config={**never, "snapshot_path": str(path)})
+    agent.join(friend)
+    everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
+    until(
+        "the snapshot names the friend", lambda: f"alive: friend {friend.bind}" in path.read_text()
+    )
+    if end == "kill":
+        agent.kill()
+    else:
+        agent.signal(signal.SIGTERM)
+        assert agent.exit_code() == 1
+    all_see([friend], agent="failed")
+    agent.restart()
+    everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
+    assert "Re-joined to previously known node: friend" in agent.log()
+
+
 def test_retry_join_goes_on_until_somebody_is_there(agents):
     friend = agents.prepare("serfd", "friend")
     bind = f"127.0.0.1:{free_port()}"
