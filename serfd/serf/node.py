@@ -484,7 +484,7 @@ class Node:
 
     def stats(self) -> dict[str, str]:
         """Figures as Serf names them (serf.md 17), and a few of our own."""
-        return {
+        stats = {
             "members": str(len(self._members)),
             "failed": str(len(self._members.failed)),
             "left": str(len(self._members.left)),
@@ -499,6 +499,9 @@ class Node:
             "dropped_input": str(self._memberlist.dropped),
             "encrypted": "true" if self._keyring.keys else "false",
         }
+        if self._coordinates is not None:
+            stats["coordinate_resets"] = str(self._coordinates.resets)
+        return stats
 
     # What gossip asks and tells (`serfd.gossip.memberlist.Delegate`).
 

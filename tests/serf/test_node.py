@@ -423,3 +423,9 @@ def test_a_prune_right_after_a_state_exchange_is_not_taken_for_old() -> None:
     one.accept(answer(left=("n2",)), source="n3")  # tells of the same leave, a little later
     say(one, LeaveIntent(4, "n2", prune=True))
     assert "n2" not in one.statuses()
+
+
+@pytest.mark.parametrize("off", [True, False])
+def test_stats_tell_of_coordinates_only_if_there_are_any(*, off: bool) -> None:
+    stats = OneNode(disable_coordinates=off).node.stats()
+    assert stats.get("coordinate_resets") == (None if off else "0")
