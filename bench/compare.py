@@ -389,15 +389,17 @@ def simulator(quick: bool) -> None:
     from serfd.config import Config
     from serfd.sim.cluster import Cluster
 
-    for packed in (False, True):
-        cluster = Cluster(size=50, seed=7, config=Config(enable_compression=packed))
+    for form, config, goal in (
+        ("no coordinates", Config(enable_compression=False, disable_coordinates=True), "≥ 20,000"),
+        ("plain", Config(enable_compression=False), ""),
+        ("packed", Config(), ""),
+    ):
+        cluster = Cluster(size=50, seed=7, config=config)
         cluster.run(10)
         seconds = 60 if quick else 300
         start = time.process_time()
         cluster.run(seconds)
         speed = 50 * seconds / (time.process_time() - start)
-        form = "packed" if packed else "plain"
-        goal = "" if packed else "≥ 20,000"
         row(f"simulator, 50 idle nodes, {form}, node-seconds a CPU second", None, speed, "", goal)
 
 
