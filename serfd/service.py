@@ -39,7 +39,7 @@ EXIT_CANNOT = 2
 """It could not start, or could not go on."""
 
 SHORTEST_WAIT = 1.0
-"""Seconds; a shorter retry_interval or broadcast_timeout is raised to it, as Serf does."""
+"""Seconds; a shorter retry_interval is raised to it, as Serf does."""
 STATUS_INTERVAL = 5.0
 """Seconds between two looks at what systemd is told."""
 FLUSH_TIME_MAX = 1.0

@@ -66,6 +66,8 @@ SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX = 2, 5
 TAGS_SIZE_MAX = 512
 """Bytes of encoded tags that a node may announce (serf.md 3)."""
 REAP_INTERVAL = 15.0
+BROADCAST_TIMEOUT_MIN = 1.0
+"""Seconds; a shorter broadcast_timeout is raised to it, as Serf does."""
 LEAVE_PROPAGATE_DELAY = 0.5
 """Seconds that a node which said goodbye still answers, while others pass its goodbye on."""
 TRACE = 5
@@ -231,7 +233,7 @@ class Node:
             port=port,
             versions=bytes((*protocol, *serf_protocol)),
             envelope=envelope,
-            broadcast_timeout=config.broadcast_timeout,
+            broadcast_timeout=max(config.broadcast_timeout, BROADCAST_TIMEOUT_MIN),
             delegate=self,
             effects=self._effects,
             now=now,

@@ -429,3 +429,10 @@ def test_a_prune_right_after_a_state_exchange_is_not_taken_for_old() -> None:
 def test_stats_tell_of_coordinates_only_if_there_are_any(*, off: bool) -> None:
     stats = OneNode(disable_coordinates=off).node.stats()
     assert stats.get("coordinate_resets") == (None if off else "0")
+
+
+def test_a_broadcast_timeout_that_is_too_short_is_raised() -> None:
+    one = failed(broadcast_timeout=Seconds(0.001))
+    one.node.force_leave(0.0, "n2")
+    one.run_until(0.9)
+    assert all(not isinstance(result, CommandError) for result in one.results())
