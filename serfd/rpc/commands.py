@@ -35,17 +35,12 @@ from serfd.rpc.messages import (
 )
 from serfd.serf.events import Event, Member, MemberEvent, MemberEventKind, Query, Status, UserEvent
 from serfd.serf.keys import INSTALL, LIST, REMOVE, USE
+from serfd.serf.patterns import PatternTooLong, matcher
 from serfd.serf.queries import QueryAnswer, QueryParams
 
 log = logging.getLogger("serfd.rpc")
 
 IPC_VERSION: Final = 1
-PATTERN_SIZE_MAX: Final = 1024
-"""Bytes of one regular expression of `members-filtered`."""
-PATTERN_MEMORY_MAX: Final = 256 << 10
-"""Bytes one compiled expression may take; RE2 then matches slower, but in linear time."""
-PATTERNS_KEPT: Final = 16
-"""Compiled ones that are kept for the next request."""
 TAG_FILTERS_MAX: Final = 32
 VALUES_KEPT: Final = 256
 """Values of a tag for which it is kept whether they match, during one request."""
@@ -407,30 +402,9 @@ def _by_tag(tag: str, pattern: str) -> Callable[[Member], bool]:
 
 
 def _matcher(pattern: str) -> Callable[[str], bool]:
-    """Whether a text matches `^pattern$`, which is not anchored as a whole: `a|b` is `^a|b$`."""
-    if pattern.replace("-", "").replace("_", "").isalnum():
-        # Just a word, as in nearly every call: spares the daemon the 2.6 MB of RE2.
-        return pattern.__eq__
-    encoded = pattern.encode("utf-8", "surrogateescape")
-    if len(encoded) > PATTERN_SIZE_MAX:
-        raise CommandError(
-            f"a regular expression of {len(encoded)} bytes, at most {PATTERN_SIZE_MAX} are possible"
-        )
-    search = _compiled(encoded).search
-    return lambda value: search(value.encode("utf-8", "surrogateescape")) is not None
-
-
-@lru_cache(PATTERNS_KEPT)
-def _compiled(pattern: bytes) -> Any:
-    import re2  # imported by who needs it: 2.6 MB
-
-    options = re2.Options()
-    options.max_mem = PATTERN_MEMORY_MAX
-    options.log_errors = False
-    options.never_capture = True
     try:
-        # Bytes, because a name from the network may hold some that are no UTF-8.
-        return re2.compile(b"^" + pattern + b"$", options)
-    except re2.error as error:
-        reason = error.args[0].decode("utf-8", "replace")
-        raise BadRequest(f"Failed to compile regex: error parsing regexp: {reason}") from None
+        return matcher(pattern, whole=True)
+    except PatternTooLong as error:
+        raise CommandError(str(error)) from None
+    except ValueError as error:
+        raise BadRequest(f"Failed to compile regex: error parsing regexp: {error}") from None

@@ -4,11 +4,11 @@ Leaves without sockets: what a query is for, who is meant by it, who has answere
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from functools import lru_cache
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from serfd.errors import CommandError, WireError
 from serfd.serf.events import Query
+from serfd.serf.patterns import matcher
 from serfd.wire.gomsgpack import pack, scalars, text, unpack
 from serfd.wire.serf_messages import IS_ACK, QueryMessage, QueryResponse
 
@@ -18,10 +18,6 @@ ANSWERS_MAX = 100_000
 """Answers of one query that are kept apart."""
 FILTERS_MAX = 64
 """Filters of one query that are looked at; a query with more matches nobody."""
-PATTERN_MAX = 1024
-"""Bytes of a pattern in a filter."""
-RE2_MEMORY = 1 << 20
-"""Bytes one compiled pattern may take."""
 INTERNAL = "_serf_"
 """Names that begin so are Serf's own."""
 
@@ -94,28 +90,15 @@ def is_meant(filters: Iterable[bytes], name: str, tags: Mapping[str, str]) -> bo
             fields = unpack(one[1:], "query: tag filter")
             tag = text(fields, "query: tag filter", b"Tag")
             pattern = text(fields, "query: tag filter", b"Expr")
-            if compiled(pattern).search(tags.get(tag, "")) is None:
+            try:
+                found = matcher(pattern, whole=False)
+            except ValueError as error:
+                raise WireError(f"query: pattern {pattern[:80]!r}: {error}") from None
+            if not found(tags.get(tag, "")):
                 return False
         else:
             raise WireError(f"query: unknown filter type {one[0]}")
     return True
-
-
-@lru_cache(maxsize=256)
-def compiled(pattern: str) -> Any:
-    """A pattern in Go's dialect, matched in linear time. Raises WireError if it is none."""
-    # Imported by the first query with a tag filter only: it takes 3 MB.
-    import re2
-
-    if len(pattern) > PATTERN_MAX:
-        raise WireError(f"a pattern of {len(pattern)} characters, at most {PATTERN_MAX} expected")
-    options = re2.Options()
-    options.max_mem = RE2_MEMORY
-    options.log_errors = False
-    try:
-        return re2.compile(pattern, options)
-    except re2.error as error:
-        raise WireError(f"pattern {pattern!r}: {error}") from None
 
 
 class OpenQuery:
