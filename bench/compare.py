@@ -1,8 +1,8 @@
 """serfd beside Debian's `serf`, in one run: `python bench/compare.py [NAME ...] > table.md`.
 
 Each benchmark starts its own agents on loopback, first of one kind and then of the other, in turn,
-and prints a row: what serf took, what serfd took, the ratio. Run it on a quiet machine. `--quick`
-makes fewer and shorter runs; `--list` says what there is.
+and prints rows: what serf took, what serfd took, the ratio, whether the goal is met. Run it on a
+quiet machine. `--quick` makes fewer and shorter runs; `--list` says what there is.
 """
 
 import argparse
@@ -10,7 +10,7 @@ import gc
 import os
 import resource
 import shutil
-import socket
+import signal
 import statistics
 import subprocess
 import sys
@@ -18,128 +18,14 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import BinaryIO
 
-from serfd.errors import SerfdError
-from serfd.rpc.client import Client
-
-BIN = Path(sys.executable).parent
-KINDS = ("serf", "serfd")
-LIMIT = 120.0
-"""Seconds until a condition that does not come true ends the run."""
-
-
-class Agent:
-    """One agent of either kind, as a child process."""
-
-    def __init__(self, kind: str, name: str, *, profile: str = "lan") -> None:
-        self.kind = kind
-        self.name = name
-        self.addr = f"127.0.0.1:{free_port()}"
-        self.rpc = f"127.0.0.1:{free_port()}"
-        program = ["serf", "agent"] if kind == "serf" else [str(BIN / "serfd")]
-        self.process = subprocess.Popen(
-            [*program, f"-node={name}", f"-bind={self.addr}", f"-rpc-addr={self.rpc}",
-             f"-profile={profile}"],
-            stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-        self.client = until(self._connect, f"{name} answers RPC")
-
-    def _connect(self) -> Client | None:
-        assert self.process.poll() is None, f"{self.name} has exited"
-        try:
-            client = Client(self.rpc)
-            client.call("stats", None)
-        except (OSError, SerfdError):  # not up yet; `until` limits it
-            return None
-        return client
-
-    def count(self, key: str = "members") -> int:
-        return int(self.client.call("stats", None)["serf"][key])
-
-    def statuses(self) -> dict[str, str]:
-        return {m["Name"]: m["Status"] for m in self.client.call("members", None)["Members"]}
-
-    def join(self, other: "Agent") -> None:
-        self.client.call("join", {"Existing": [other.addr], "Replay": False})
-
-    def cpu(self) -> float:
-        """CPU seconds so far, all threads, to the nanosecond."""
-        tasks = Path(f"/proc/{self.process.pid}/task").iterdir()
-        return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1e9
-
-    def rss(self) -> float:
-        for line in Path(f"/proc/{self.process.pid}/status").read_text().splitlines():
-            if line.startswith("VmRSS"):
-                return int(line.split()[1]) / 1024
-        raise AssertionError
-
-    def end(self) -> None:
-        self.process.kill()
-        self.process.wait()
-
-
-@contextmanager
-def agents(
-    kind: str, size: int, *, profile: str = "lan", joined: bool = True
-) -> Iterator[list[Agent]]:
-    """`size` agents; joined to one cluster and settled, unless told otherwise."""
-    made: list[Agent] = []
-    try:
-        for i in range(size):
-            made.append(Agent(kind, f"n{i}", profile=profile))
-        if joined:
-            for agent in made[1:]:
-                agent.join(made[0])
-            for agent in made:
-                until(lambda agent=agent: agent.count() == size, f"{agent.name} lists {size}")
-        yield made
-    finally:
-        for agent in made:
-            agent.end()
-
-
-def until(condition: Callable[[], object], what: str, *, every: float = 0.005):
-    deadline = time.monotonic() + LIMIT
-    while True:
-        found = condition()
-        if found:
-            return found
-        if time.monotonic() > deadline:
-            raise TimeoutError(f"not within {LIMIT:.0f} s: {what}")
-        time.sleep(every)
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
-
-
-def say(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-def row(what: str, serf: float | None, serfd: float, unit: str, goal: str) -> None:
-    ratio = f"{serfd / serf:.2f}" if serf else "–"
-    shown = f"{serf:.3g} {unit}" if serf is not None else "–"
-    print(f"| {what} | {shown} | {serfd:.3g} {unit} | {ratio} | {goal} |", flush=True)
-
-
-def both(measure: Callable[[str], float], runs: int, what: str) -> tuple[float, float, float]:
-    """Medians of serf and serfd, measured in turn; and serfd's worst."""
-    taken: dict[str, list[float]] = {kind: [] for kind in KINDS}
-    for run in range(runs):
-        for kind in KINDS:
-            taken[kind].append(measure(kind))
-            say(f"  {what}, run {run + 1}/{runs}, {kind}: {taken[kind][-1]:.3f}")
-    return (*(statistics.median(taken[kind]) for kind in KINDS), max(taken["serfd"]))
-
-
-# What is measured.
+from clients import members_rpc, slow_handler, subscribers
+from cluster import BIN, KINDS, LIMIT, Agent, agents, announce, announcement, both, row, say, until
+from events import event, events, query
+from handlers import plugins
 
 
 def idle(quick: bool) -> None:
@@ -192,16 +78,12 @@ def join(quick: bool) -> None:
     for size in (10, 30):
 
         def once(kind: str, size: int = size) -> float:
-            with agents(kind, size - 1) as made:
-                newcomer = Agent(kind, "late")
-                try:
-                    start = time.monotonic()
-                    newcomer.join(made[0])
-                    for agent in (*made, newcomer):
-                        until(lambda a=agent: a.count() == size, f"{agent.name} lists {size}")
-                    return time.monotonic() - start
-                finally:
-                    newcomer.end()
+            with agents(kind, size - 1) as made, Agent(kind, "late") as newcomer:
+                start = time.monotonic()
+                newcomer.join(made[0])
+                for agent in (*made, newcomer):
+                    until(lambda a=agent: a.count() == size, f"{agent.name} lists {size}")
+                return time.monotonic() - start
 
         serf, serfd, _ = both(once, 3 if quick else 7, f"join seen by all of {size}")
         row(f"join seen by all of {size}", serf, serfd, "s", "≤ 0.5")
@@ -281,42 +163,6 @@ def exchange(quick: bool) -> None:
         "B", "< 600 B")  # fmt: skip
 
 
-def announcement(size: int, *, packed: bool) -> bytes:
-    """A push/pull request that announces `size` members with repeating tags."""
-    from serfd.wire.envelope import Envelope
-    from serfd.wire.serf_messages import PushPullState, encode, encode_tags
-    from serfd.wire.stream import seal_stream
-    from serfd.wire.swim_messages import NodeState, encode_push_pull
-
-    metas = [
-        encode_tags({"role": role, "dc": dc, "version": "1.4.2"}, protocol=5)
-        for role in ("web", "db", "cache") for dc in ("east", "west")
-    ]  # fmt: skip
-    states = [
-        NodeState(f"node-{i:05}", bytes((127, 9, i >> 8, i & 255)), 7946, metas[i % 6], 1, 0,
-                  bytes((1, 5, 2, 2, 5, 5)))
-        for i in range(size)
-    ]  # fmt: skip
-    names = {state.name: 1 for state in states}
-    user = encode(PushPullState(5, names, [], 1, [], 1))
-    body = encode_push_pull(states, user, join=True)
-    if packed:
-        from serfd.wire.envelope import compressed
-
-        return compressed(body)
-    return seal_stream(body, Envelope(compress=False), calling=True, nonce=bytes)
-
-
-def announce(agent: Agent, size: int) -> None:
-    """Tell a running agent of `size` members that do not exist."""
-    host, _, port = agent.addr.partition(":")
-    with socket.create_connection((host, int(port))) as s:
-        s.sendall(announcement(size, packed=False))
-        while s.recv(65536):
-            pass
-    until(lambda: agent.count() >= size, f"{agent.name} has taken in {size} members")
-
-
 def _node():
     from random import Random
 
@@ -360,15 +206,15 @@ def _take_in(size: int, *, packed: bool) -> tuple[float, float]:
 
 def _memory_of(size: int) -> float:
     """Bytes resident in a fresh process that joined a cluster of `size`."""
-    code = f"import sys, bench.compare as b; print(b._resident_after({size}, sys.stdin.buffer))"
+    code = f"import sys, compare; print(compare._resident_after({size}, sys.stdin.buffer))"
     with tempfile.TemporaryFile() as answer:
         answer.write(announcement(10, packed=False).ljust(65536, b"\0"))
         answer.write(announcement(size, packed=False))
         answer.seek(0)
-        root = Path(__file__).resolve().parent.parent
+        here = Path(__file__).resolve().parent
         command = [sys.executable, "-c", code]
         done = subprocess.run(
-            command, cwd=root, stdin=answer, capture_output=True, text=True, check=True
+            command, cwd=here, stdin=answer, capture_output=True, text=True, check=True
         )
     return float(done.stdout)
 
@@ -403,7 +249,14 @@ def simulator(quick: bool) -> None:
         row(f"simulator, 50 idle nodes, {form}, node-seconds a CPU second", None, speed, "", goal)
 
 
-BENCHMARKS = {f.__name__: f for f in (idle, ctl, join, storm, kill, leave, exchange, simulator)}
+BENCHMARKS = {
+    function.__name__.replace("_", "-"): function
+    for function in (
+        idle, ctl, join, storm, kill, leave, exchange, simulator,
+        events, event, query, members_rpc, subscribers, slow_handler,
+        plugins,
+    )
+}  # fmt: skip
 
 
 def main() -> int:
@@ -414,13 +267,15 @@ def main() -> int:
     given = parser.parse_args()
     if given.list:
         for name, function in BENCHMARKS.items():
-            print(f"{name:10} {function.__doc__}")
+            print(f"{name:12} {function.__doc__}")
         return 0
     unknown = [name for name in given.names if name not in BENCHMARKS]
     if unknown:
         parser.error(f"no benchmark {unknown[0]!r}; there are {', '.join(BENCHMARKS)}")
     if shutil.which("serf") is None:
         parser.error("the real `serf` is not installed: apt-get install serf")
+    # As Ctrl-C does it: agents are ended and files removed on the way out.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     os.chdir(tempfile.gettempdir())
     print("| what | serf | serfd | ratio | goal |\n|---|---:|---:|---:|---|", flush=True)
     for name in given.names or BENCHMARKS:

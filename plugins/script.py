@@ -1,11 +1,17 @@
-"""Runs Serf's event scripts: a program for each event and query, as `event_handlers` says."""
+"""Runs Serf's event scripts: programs for each event and query, as `event_handlers` says.
+
+    [plugins.script]
+    handlers_dir = "/etc/serfd/handlers.d"
+
+runs those too that lie in its directories `member-failed`, `user:deploy`, `all` and so on.
+"""
 
 import itertools
 import logging
 import math
 import os
 import re
-import time
+import stat
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator, Mapping, Sequence
 from typing import Annotated, Any, NamedTuple
@@ -22,6 +28,8 @@ from serfd.hooks import (
     Struct,
     UserEvent,
     hookimpl,
+    inherited_environment,
+    last_lines,
 )
 
 _FILTERS = (
@@ -31,14 +39,13 @@ _FILTERS = (
 OUTPUT_MAX = 8192
 """Bytes kept of the end of what a script writes."""
 SLOW = Seconds(1.0)
-STDERR_LINES_MAX = 20
 
 _SHELL = ("/bin/sh", "-c")
 # What a query's script writes to stderr is part of the answer, and in its place there.
 _SHELL_OF_QUERIES = ("/bin/sh", "-c", 'exec /bin/sh -c "$0" 2>&1')
+_BACKUP = re.compile(r"\..*|.*~|#.*#|.*\.(bak|orig|rej|swp|dpkg-\w+|ucf-\w+|rpm\w+)")
+_OPEN = "others may write to it"
 _ESCAPES = str.maketrans({"\t": "\\t", "\n": "\\n"})
-# What systemd tells serfd is not for the scripts: one of them could keep the watchdog quiet.
-_NOT_PASSED_ON = re.compile(r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*")
 
 log = logging.getLogger("serfd.plugins.script")
 
@@ -58,16 +65,24 @@ class Handler(NamedTuple):
 class Run(NamedTuple):
     """A script that is to run."""
 
-    handler: int
+    handler: int | str
+    """Its number among the handlers, or its directory in `handlers_dir`."""
     script: str
     event: str
     """Its kind in Serf's words: `member-join`, `user`, `query`."""
     what: Sequence[Member] | UserEvent | Query
 
     @property
-    def left(self) -> float:
-        """Seconds until it is of no use any more."""
-        return self.what.deadline - time.monotonic() if isinstance(self.what, Query) else math.inf
+    def argv(self) -> Sequence[str]:
+        """The program to run."""
+        if isinstance(self.handler, str):
+            return [self.script]
+        return [*(_SHELL_OF_QUERIES if self.event == "query" else _SHELL), self.script]
+
+    @property
+    def deadline(self) -> float:
+        """When it is of no use any more, on the reactor's clock."""
+        return self.what.deadline if isinstance(self.what, Query) else math.inf
 
     @property
     def input(self) -> bytes:
@@ -119,12 +134,12 @@ class Line:
             self._dropped += 1
         self._waiting.append((now, run))
 
-    def take(self) -> Run | None:
-        """Take out the first that is of use still."""
+    def take(self, seconds: float) -> Run | None:
+        """Take out the first that is of use still; it is so many `seconds` on the clock."""
         run: Run | None = None
         while self._waiting and run is None:
             _, first = self._waiting.popleft()
-            if first.left > 0:
+            if first.deadline > seconds:
                 run = first
             else:
                 self._dropped += 1
@@ -149,17 +164,22 @@ class Lines:
     def __init__(
         self,
         run: Callable[[Run], Coroutine[Any, Any, None]],
-        handlers: int,
         *,
+        seconds: Callable[[], float],
         of_one: int,
-        together: int,
+        together: float,
         queue: int,
     ) -> None:
-        """`of_one` handler, so many run at once, of all `together`; `queue` wait for each."""
+        """`of_one` handler, so many run at once, of all `together`; `queue` wait for each.
+
+        `seconds` is the clock of deadlines.
+        """
         self._run = run
+        self._seconds = seconds
         self._of_one = of_one
         self._together = together
-        self._lines = [Line(queue) for _ in range(handlers)]
+        self._queue = queue
+        self._lines: dict[int | str, Line] = {}
         self._workers: dict[Deferred[None], None] = {}
         """Each runs one script after the other until none is ready."""
         self._arrivals = itertools.count()
@@ -167,7 +187,7 @@ class Lines:
 
     def put(self, run: Run) -> None:
         """Run it now, or when it is its turn: the oldest whose handler is free comes next."""
-        line = self._lines[run.handler]
+        line = self._lines.setdefault(run.handler, Line(self._queue))
         # Those that wait do so because their handler is busy, or all are: it overtakes none.
         if len(self._workers) >= self._together or line.running >= self._of_one:
             line.put(next(self._arrivals), run)
@@ -186,7 +206,7 @@ class Lines:
 
     def end(self) -> None:
         """End those that run, and do not begin those that wait."""
-        if waiting := sum(line.clear() for line in self._lines):
+        if waiting := sum(line.clear() for line in self._lines.values()):
             log.warning("%d waiting scripts are not run, serfd stops", waiting)
         for worker in list(self._workers):
             worker.cancel()
@@ -204,8 +224,9 @@ class Lines:
 
     def _next(self) -> Run | None:
         """Take out the oldest whose handler is free."""
-        while ready := [line for line in self._lines if line and line.running < self._of_one]:
-            if run := min(ready, key=lambda line: line.since).take():
+        lines = self._lines.values()
+        while ready := [line for line in lines if line and line.running < self._of_one]:
+            if run := min(ready, key=lambda line: line.since).take(self._seconds()):
                 return run
         return None
 
@@ -213,6 +234,46 @@ class Lines:
         del self._workers[worker]
         if self._all_done is not None and not self._workers and not self._all_done.called:
             self._all_done.callback(None)
+
+
+class DroppedIn:
+    """The scripts in directories that are named after events, as they are at each event."""
+
+    def __init__(self, root: str) -> None:
+        self._root = root
+        self._told: dict[str, str] = {}
+        """Why each path is left out, as the log has it."""
+
+    def scripts(self, event: str, name: str) -> Iterator[tuple[str, str]]:
+        """Directory and path of each, those of one directory in the order of their names."""
+        # What is there is compared: a name from the network makes no path.
+        there = self._look(self._root)
+        for folder in ("all", event, f"{event}:{name}"):
+            if folder in there:
+                for script in self._look(os.path.join(self._root, folder)):
+                    path = os.path.join(self._root, folder, script)
+                    if self._is_fine(path, problem(path)):
+                        yield folder, path
+
+    def _look(self, folder: str) -> list[str]:
+        """What is in it, in order; nothing if it cannot be used."""
+        names: list[str] = []
+        try:
+            why = _OPEN if os.stat(folder).st_mode & stat.S_IWOTH else ""
+            if not why:
+                names = sorted(os.listdir(folder))
+        except OSError as error:
+            why = str(error.strerror)
+        return names if self._is_fine(folder, why) else []
+
+    def _is_fine(self, path: str, why: str) -> bool:
+        """Whether there is no reason to leave it out; one is told once."""
+        if not why:
+            self._told.pop(path, None)
+        elif self._told.get(path) != why:
+            self._told[path] = why
+            log.warning("%s is left out: %s", path, why)
+        return not why
 
 
 class Plugin:
@@ -236,22 +297,39 @@ class Plugin:
         queue: Annotated[int, Meta(ge=1, le=100_000)] = 1024
         """So many runs of one handler may wait for their turn; then the oldest is dropped."""
 
+        handlers_dir: str = ""
+        """A directory with directories named after events; all scripts in those are run."""
+
         def __post_init__(self) -> None:
             """Check texts that have a form of their own."""
             for spec in self.handlers:
                 parse_handler(spec)
             if self.timeout <= 0:
                 raise ValueError("timeout must be longer than 0")
+            if self.handlers_dir and not os.path.isabs(self.handlers_dir):
+                raise ValueError(
+                    f"handlers_dir is {self.handlers_dir!r}, expected a path that begins with '/'"
+                )
 
     def __init__(self, agent: Agent, settings: Settings) -> None:
         self._agent = agent
         self._settings = settings
         self._handlers = [parse_handler(spec) for spec in settings.handlers]
+        self._dropped_in = DroppedIn(settings.handlers_dir) if settings.handlers_dir else None
         at_once, queue = settings.concurrency, settings.queue
-        count = len(self._handlers)
-        self._events = Lines(self._invoke_for_event, count, of_one=1, together=at_once, queue=queue)
+        self._events = Lines(
+            self._invoke_for_event,
+            seconds=self._seconds,
+            of_one=1,
+            together=at_once,
+            queue=queue,
+        )
         self._queries = Lines(
-            self._invoke_for_query, count, of_one=at_once, together=at_once * count, queue=queue
+            self._invoke_for_query,
+            seconds=self._seconds,
+            of_one=at_once,
+            together=math.inf,
+            queue=queue,
         )
 
     @hookimpl
@@ -292,6 +370,11 @@ class Plugin:
         self._put(self._queries, "query", query.name, query)
 
     @hookimpl
+    def events_lost(self, count: int) -> None:
+        """Say so: no script hears of them."""
+        log.warning("%d user events were dropped, no script is run for them", count)
+
+    @hookimpl
     async def stop(self) -> None:
         """Let all that run and wait finish; end them when the time for that is up."""
         try:
@@ -308,6 +391,14 @@ class Plugin:
         for number, handler in enumerate(self._handlers):
             for _ in range(handler.times(event, name)):
                 lines.put(Run(number, handler.script, event, what))
+        if self._dropped_in is not None:
+            for folder, script in self._dropped_in.scripts(event, name):
+                lines.put(Run(folder, script, event, what))
+
+    def _seconds(self) -> float:
+        # Not before it runs: who only checks a configuration has no reactor.
+        seconds: float = self._agent.reactor.seconds()
+        return seconds
 
     async def _invoke_for_event(self, run: Run) -> None:
         await self._invoke(run, self._settings.timeout)
@@ -315,7 +406,8 @@ class Plugin:
     async def _invoke_for_query(self, run: Run) -> None:
         """Run it, but not after the query's deadline; what it writes is the answer."""
         assert isinstance(run.what, Query)
-        output = await self._invoke(run, Seconds(min(max(0, run.left), self._settings.timeout)))
+        left = max(0.0, run.deadline - self._seconds())
+        output = await self._invoke(run, Seconds(min(left, self._settings.timeout)))
         if output:
             try:
                 await self._agent.respond(run.what, output)
@@ -326,10 +418,9 @@ class Plugin:
     async def _invoke(self, run: Run, timeout: Seconds) -> bytes:
         """Run the script; gives what it wrote, or nothing if it failed."""
         script = run.script
-        shell = _SHELL_OF_QUERIES if run.event == "query" else _SHELL
         try:
             result = await self._agent.run(
-                [*shell, script],
+                run.argv,
                 stdin=run.input,
                 env=environment(run.event, self._agent.name, self._agent.tags) | run.variables,
                 timeout=timeout,
@@ -341,12 +432,13 @@ class Plugin:
         except CancelledError:
             log.error("Error invoking script '%s': ended because serfd stops", script)
             return b""
+        self._agent.metrics.sample(f"invoke.{script}", result.seconds)
         log.debug("Event '%s' script output: %s", run.event, _text(result.stdout))
         if result.seconds > SLOW:
             log.warning("Script '%s' slow, execution exceeding 1s", script)
         ended_well = result.status == 0 and not result.timed_out
-        errors = result.stdout if run.event == "query" and not ended_well else result.stderr
-        for line in _last_lines(_text(errors)):
+        lost_answer = result.stdout if run.event == "query" and not ended_well else b""
+        for line in last_lines(lost_answer + result.stderr):
             log.log(logging.INFO if ended_well else logging.WARNING, "'%s': %s", script, line)
         if result.timed_out:
             log.error("Error invoking script '%s': ended after %gs", script, round(timeout, 1))
@@ -367,13 +459,25 @@ def parse_handler(spec: str) -> Handler:
     return Handler(filters, script)
 
 
+def problem(path: str) -> str:
+    """Why the file is not run; empty: it is."""
+    if _BACKUP.fullmatch(os.path.basename(path)):
+        return "it is hidden, or a backup"
+    try:
+        mode = os.stat(path).st_mode
+    except OSError as error:
+        return str(error.strerror)
+    if not stat.S_ISREG(mode):
+        return "it is no file"
+    if mode & stat.S_IWOTH:
+        return _OPEN
+    return "" if os.access(path, os.X_OK) else "it is not executable"
+
+
 def environment(event: str, name: str, tags: Mapping[str, str]) -> dict[str, str]:
     """A script's environment: serfd's, and what Serf adds. agent.md 6."""
-    passed_on = {
-        key: value for key, value in os.environ.items() if not _NOT_PASSED_ON.fullmatch(key)
-    }
     return {
-        **passed_on,
+        **inherited_environment(),
         "SERF_EVENT": event,
         "SERF_SELF_NAME": name,
         "SERF_SELF_ROLE": tags.get("role", ""),
@@ -403,11 +507,3 @@ def _member_line(member: Member) -> str:
 
 def _text(output: bytes) -> str:
     return output.decode("utf-8", "backslashreplace")
-
-
-def _last_lines(text: str) -> Iterator[str]:
-    lines = text.splitlines()
-    if len(lines) > STDERR_LINES_MAX:
-        yield f"({len(lines) - STDERR_LINES_MAX} lines are left out)"
-    for line in lines[-STDERR_LINES_MAX:]:
-        yield "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)

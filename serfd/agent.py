@@ -6,6 +6,7 @@ import platform
 import sys
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ParamSpec, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -14,15 +15,17 @@ from twisted.internet.threads import deferToThreadPool
 from serfd.config import Config, Seconds
 from serfd.effects import Address
 from serfd.errors import JoinFailed
+from serfd.metrics import Metrics
 from serfd.net.driver import Driver
 from serfd.net.keyring_file import save_keyring
 from serfd.net.process import ProcessResult, run_process
 from serfd.net.resolve import resolve
 from serfd.net.snapshot_file import SnapshotFile
+from serfd.net.tags_file import save_tags
 from serfd.serf.coordinates import Coordinate
-from serfd.serf.events import Event, Member, MemberEvent, Query, UserEvent
+from serfd.serf.events import Event, Member, MemberEvent, Query, Status, UserEvent
 from serfd.serf.keys import KeyResult
-from serfd.serf.node import Node
+from serfd.serf.node import Joined, Node
 from serfd.serf.queries import EVERYBODY, QueryAnswer, QueryDone, QueryParams
 
 P = ParamSpec("P")
@@ -32,6 +35,35 @@ _ARCHITECTURES = {"x86_64": "amd64", "aarch64": "arm64", "i686": "386"}
 """Go's names, which Serf's `stats` shows."""
 
 _log = logging.getLogger("serfd.agent")
+
+
+@dataclass(frozen=True, slots=True)
+class PluginStats:
+    """One plugin's numbers since it was built."""
+
+    name: str
+    state: str
+    """`loaded`, `starting`, `running`, `failing`, `stopping` or `stopped`."""
+    source: str
+    """Its file, or the installed package."""
+    durable: bool
+    """Whether what waits for it outlives the daemon."""
+    calls: int
+    """Hooks and functions called, `start` and `stop` included."""
+    errors: int
+    """Of them, those that raised."""
+    timeouts: int
+    """Of them, those that were cancelled because their time was up."""
+    merged: int
+    """Changes of members that were told together with others."""
+    lost: int
+    """Events never delivered: too many waited, or the plugin had to stop."""
+    waiting: int
+    """Events in the mailbox now."""
+    seconds: float
+    """Time that it held the daemon."""
+    last_error: str
+    """Empty if there was none."""
 
 
 class Agent:
@@ -46,15 +78,22 @@ class Agent:
         port: int,
         shut_down: Callable[[], None],
         snapshot: SnapshotFile | None = None,
+        driver: Callable[..., Any] = Driver,
     ) -> None:
-        """`port`: the bound gossip port; `shut_down` stops the daemon."""
+        """`port`: the bound gossip port; `shut_down` stops the daemon.
+
+        `driver` makes what carries out the node's effects; a simulated node has another.
+        """
         self._config = config
         self._node = node
-        self._reactor = reactor
+        self.reactor = reactor
+        """Twisted's."""
         self._port = port
         self._shut_down = shut_down
         self._listeners: list[Callable[[Event], None]] = []
-        self.driver = Driver(
+        self.plugins: Callable[[], Sequence[PluginStats]] = tuple
+        """Each plugin's numbers; whoever hosts them says where they come from."""
+        self.driver: Driver = driver(
             node,
             reactor,
             self._publish,
@@ -74,9 +113,22 @@ class Agent:
         """This node's tags as they are now."""
         return self._node.tags
 
+    @property
+    def metrics(self) -> Metrics:
+        """What the node counts and measures; plugins may add to it."""
+        return self._node.metrics
+
     def members(self) -> list[Member]:
         """Everybody known: alive, leaving, left and failed, this node included."""
         return self._node.members()
+
+    def member(self, name: str) -> Member | None:
+        """The member of that name, if there is one."""
+        return self._node.member(name)
+
+    def status_counts(self) -> Mapping[Status, int]:
+        """How many members are in each status; 0 where there are none."""
+        return self._node.status_counts()
 
     @property
     def members_version(self) -> int:
@@ -90,6 +142,14 @@ class Agent:
         """
         return Deferred.fromCoroutine(self._join(addresses, replay=replay))
 
+    def resolve(self, text: str) -> "Deferred[list[Address]]":
+        """What a text of `join` stands for, as it is now. Fails with ValueError."""
+        return Deferred.fromCoroutine(resolve(self.reactor, text, default_port=self._port))
+
+    def contact(self, addresses: Sequence[Address], *, replay: bool = False) -> "Deferred[Joined]":
+        """As `join`, but nothing of it is logged, and it does not fail if nobody answers."""
+        return self.driver.run(self._node.join, addresses, replay=replay)
+
     def leave(self) -> "Deferred[None]":
         """Leave the cluster gracefully. Fails with CommandError if a leave is under way."""
         return self.driver.run(self._node.leave)
@@ -101,8 +161,16 @@ class Agent:
     def update_tags(
         self, tags: Mapping[str, str], *, delete: Sequence[str] = ()
     ) -> "Deferred[None]":
-        """Delete tags, then set others. Fails with CommandError if they get too long."""
-        return self.driver.run(self._node.update_tags, tags, delete=delete)
+        """Delete tags, then set others; with a tags file, there before anybody hears of them.
+
+        Fails with CommandError if they get too long or the file cannot be written: then nothing has
+        changed.
+        """
+        return Deferred.fromCoroutine(self._update_tags(tags, delete))
+
+    def check_tags(self, tags: Mapping[str, str], *, delete: Sequence[str] = ()) -> None:
+        """Raise CommandError if they would get too long by such an `update_tags`."""
+        self._node.tags_after(tags, delete=delete)
 
     def user_event(
         self, name: str, payload: bytes = b"", *, coalesce: bool = True
@@ -143,7 +211,11 @@ class Agent:
         return self._node.coordinate(name)
 
     def stats(self) -> dict[str, dict[str, str]]:
-        """Sections `agent`, `runtime`, `serf`, `tags`, `event_handlers` of texts (rpc.md 5)."""
+        """Sections `agent`, `runtime`, `serf`, `tags`, `event_handlers` of texts (rpc.md 5).
+
+        And `plugins`, which Serf has not, if there are any.
+        """
+        plugins = self.plugins()
         driver = self.driver
         return {
             "agent": {"name": self.name},
@@ -162,6 +234,7 @@ class Agent:
             },
             "tags": dict(self.tags),
             "event_handlers": _handlers(self._config.event_handlers),
+            **({"plugins": {each.name: _summary(each) for each in plugins}} if plugins else {}),
         }
 
     def subscribe(self, listener: Callable[[Event], None]) -> Callable[[], None]:
@@ -178,8 +251,8 @@ class Agent:
         self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs
     ) -> "Deferred[T]":
         """Run blocking code in a thread; gives its result."""
-        pool = self._reactor.getThreadPool()
-        return deferToThreadPool(self._reactor, pool, function, *args, **kwargs)
+        pool = self.reactor.getThreadPool()
+        return deferToThreadPool(self.reactor, pool, function, *args, **kwargs)
 
     def run(
         self,
@@ -196,7 +269,7 @@ class Agent:
         bytes, for the end of stdout and of stderr each. Fails with OSError if it cannot be started.
         """
         return run_process(
-            self._reactor, argv, stdin=stdin, env=env, timeout=timeout, output_max=output_max
+            self.reactor, argv, stdin=stdin, env=env, timeout=timeout, output_max=output_max
         )
 
     def shut_down(self) -> None:
@@ -209,6 +282,11 @@ class Agent:
         _log.error("stopping: %s", reason)
         self._shut_down()
 
+    async def _update_tags(self, tags: Mapping[str, str], delete: Sequence[str]) -> None:
+        if self._config.tags_file:
+            save_tags(self._config.tags_file, self._node.tags_after(tags, delete=delete))
+        await self.driver.run(self._node.update_tags, tags, delete=delete)
+
     async def _join(self, texts: Sequence[str], *, replay: bool) -> int:
         if not texts:
             return 0
@@ -217,12 +295,12 @@ class Agent:
         _log.info("joining: [%s] replay: %s", " ".join(texts), str(replay).lower())
         for text in texts:
             try:
-                addresses += await resolve(self._reactor, text, default_port=self._port)
+                addresses += await self.resolve(text)
             except ValueError as error:
                 failures.append(f"Failed to resolve {text}: {error}")
         contacted = 0
         if addresses:
-            joined = await self.driver.run(self._node.join, addresses, replay=replay)
+            joined = await self.contact(addresses, replay=replay)
             contacted = joined.contacted
             failures += joined.failures
         if contacted:
@@ -249,6 +327,15 @@ def _shown(event: Event) -> str:
             return f"user-event: {_one_line(event.name)}"
         case Query():
             return f"query: {_one_line(event.name)}"
+
+
+def _summary(plugin: PluginStats) -> str:
+    """`running: 12 calls, 1 error, 0 lost, 0 waiting`."""
+    errors = plugin.errors + plugin.timeouts
+    return (
+        f"{plugin.state}: {plugin.calls} calls, {errors} error{'s' if errors != 1 else ''}, "
+        f"{plugin.lost} lost, {plugin.waiting} waiting"
+    )
 
 
 def _one_line(name: str) -> str:

@@ -29,7 +29,8 @@ _VERSION = ("-v", "-version", "--version")
 _ENVIRONMENT = """\
 Environment:
   SERF_RPC_ADDR  the agent's address, unless -rpc-addr is given
-  SERF_RPC_AUTH  the agent's token, unless -rpc-auth is given; keeps it out of `ps`"""
+  SERF_RPC_AUTH  the agent's token, unless -rpc-auth is given; keeps it out of `ps`
+  SERFD_RPC_TLS_CA, SERFD_RPC_TLS_CERT, SERFD_RPC_TLS_KEY  likewise, for TLS"""
 
 
 class Command:
@@ -170,8 +171,11 @@ def general_usage() -> str:
 
 
 _AGENT = (
-    Option("rpc-addr", "HOST:PORT", "where the agent listens for RPC", default=RPC_ADDR),
+    Option("rpc-addr", "HOST:PORT", "where the agent listens, or unix:PATH", default=RPC_ADDR),
     Option("rpc-auth", "TOKEN", "the agent's rpc_auth", default="none"),
+    Option("rpc-tls-ca", "FILE", "speak TLS; this authority signed the agent's certificate"),
+    Option("rpc-tls-cert", "FILE", "the certificate to show to an agent that asks for one"),
+    Option("rpc-tls-key", "FILE", "its key", default="in the certificate's file"),
 )
 _FORMAT = Option(
     "format", "text|json", "for people or for programs", default="text", choices=("text", "json")
@@ -314,6 +318,23 @@ COMMANDS = {
                 *_AGENT,
             ),
             failure="Error starting monitor: ",
+        ),
+        Command(
+            "plugin",
+            ctl_commands.plugin,
+            "Writes a new plugin, and tests for it",
+            arguments="new NAME",
+            about="NAME.py has settings and two hooks, test_NAME.py runs it in whole clusters.",
+            example="serfctl plugin new -dir /etc/serfd/plugins notebook",
+            options=(Option("dir", "DIR", "write them there", default="the working directory"),),
+        ),
+        Command(
+            "plugins",
+            ctl_commands.plugins,
+            "Shows the agent's plugins, where they are from and how they are",
+            example="serfctl plugins",
+            options=(_FORMAT, *_AGENT),
+            failure="Error querying agent: ",
         ),
         Command(
             "query",

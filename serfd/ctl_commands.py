@@ -24,11 +24,12 @@ from serfd.ctl_text import (
     members_text,
     payload_text,
     plain,
+    plugins_text,
     status_of,
     status_text,
 )
 from serfd.errors import SerfdError
-from serfd.rpc.client import Client, ConnectionClosed, RpcError, distance
+from serfd.rpc.client import Client, ConnectionClosed, RpcError, Tls, distance
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -360,6 +361,39 @@ def status(given: Parsed) -> str:
     return ""
 
 
+def plugin(given: Parsed) -> str:
+    """Write the files of a new plugin."""
+    from serfd import ctl_skeleton
+
+    if len(given.arguments) != 2 or given.arguments[0] != "new":
+        raise Misuse("new and a name must be specified.")
+    name, directory = given.arguments[1], given.text("dir")
+    # As serfd has it, for the file and for the table.
+    if not name.replace("_", "a").replace("-", "a").isalnum() or not name.isascii():
+        raise Failure(f"{name!r} is not a plugin's name: expected letters, digits, '_' and '-'")
+    texts = {os.path.join(directory, file): text for file, text in ctl_skeleton.files(name).items()}
+    for path in texts:
+        if os.path.lexists(path):
+            raise Failure(f"{path} is there already; nothing was written")
+    try:
+        for path, text in texts.items():
+            with open(path, "x", encoding="utf-8") as file:
+                file.write(text)
+    except OSError as error:
+        raise Failure(f"Cannot write {path}: {error.strerror}") from None
+    return ctl_skeleton.next_steps(name, os.path.abspath(directory), list(texts))
+
+
+def plugins(given: Parsed) -> str:
+    """Show the agent's plugins."""
+    as_json = _wants_json(given)
+    with _client(given) as client:
+        found = client.plugins()
+    if as_json:
+        return _written(json_text, {"plugins": [_small(each) for each in found]})
+    return _written(plugins_text, found) if found else "No plugins run.\n"
+
+
 def tags(given: Parsed) -> str:
     """Change the agent's tags."""
     if not given.values.keys() & {"set", "delete"}:
@@ -389,8 +423,21 @@ def _client(given: Parsed, awaited: str = "the agent to answer") -> Client:
     return Client(
         given.text("rpc-addr", os.environ.get("SERF_RPC_ADDR") or RPC_ADDR),
         given.text("rpc-auth", os.environ.get("SERF_RPC_AUTH", "")),
+        tls=_tls(given),
         waiting=waiting if sys.stderr.isatty() else None,
     )
+
+
+def _tls(given: Parsed) -> Tls | None:
+    authority, certificate, key = [
+        given.text(f"rpc-tls-{what}", os.environ.get(f"SERFD_RPC_TLS_{what.upper()}", ""))
+        for what in ("ca", "cert", "key")
+    ]
+    if certificate and not authority:
+        raise Misuse("-rpc-tls-cert is for TLS, which -rpc-tls-ca switches on: give both.")
+    if key and not certificate:
+        raise Misuse("-rpc-tls-key is the key of -rpc-tls-cert: give both.")
+    return Tls(authority, certificate, key) if authority else None
 
 
 class _told:
@@ -478,6 +525,14 @@ def _tags_of(texts: Sequence[str]) -> dict[str, str]:
 
 def _tabbed(names: Sequence[str]) -> list[str]:
     return [f"\t{plain(name)}" for name in names]
+
+
+def _small(fields: Mapping[str, Any]) -> dict[str, Any]:
+    """`LastError` → `last_error`, as JSON has it everywhere here."""
+    return {
+        "".join("_" + c.lower() if c.isupper() else c for c in name).lstrip("_"): value
+        for name, value in fields.items()
+    }
 
 
 def _own_name(stats: Mapping[str, Mapping[str, str]]) -> str:

@@ -167,7 +167,11 @@ def status_of(
         },
         "failed": [{"name": _name(member), "addr": address_text(member)} for member in failed],
     }
-    status["problems"] = _problems(status, here, int(serf.get("internal_errors") or 0))
+    problems = _problems(status, here, int(serf.get("internal_errors") or 0))
+    for name, summary in sorted(stats.get("plugins", {}).items()):
+        if summary.startswith("failing"):
+            problems.append(f"plugin {name} is failing: see serfctl plugins")
+    status["problems"] = problems
     return status
 
 
@@ -206,6 +210,20 @@ def status_text(status: Mapping[str, Any]) -> str:
     if len(failed) > FAILED_SHOWN:
         rows.append(("", f"and {len(failed) - FAILED_SHOWN} more"))
     return columns(rows)
+
+
+def plugins_text(plugins: Sequence[Mapping[str, Any]]) -> str:
+    """A line for each plugin below a heading; then the last error of each that has one."""
+    rows = [("NAME", "STATE", "CALLS", "ERRORS", "LOST", "WAITING", "SOURCE")]
+    errors = []
+    for plugin in plugins:
+        failed = plugin["Errors"] + plugin["Timeouts"]
+        numbers = (plugin["Calls"], failed, plugin["Lost"], plugin["Waiting"])
+        state = plugin["State"] + (", durable" if plugin["Durable"] else "")
+        rows.append((plain(plugin["Name"]), state, *map(str, numbers), plain(plugin["Source"])))
+        if plugin["LastError"]:
+            errors.append(f"Last error of {plain(plugin['Name'])}: {plain(plugin['LastError'])}\n")
+    return columns(rows) + "".join(errors)
 
 
 def event_text(record: Mapping[str, Any]) -> str:

@@ -16,20 +16,26 @@ EXIT_WRONG = 2
 
 OPTIONS = (
     Option("config", "FILE", "read this configuration file; may be given again", many=True),
-    Option("config-file", "FILE", "the same; Serf's name for it", many=True),
-    Option("config-dir", "DIR", "read every .toml in this directory, sorted by name", many=True),
+    Option("config-file", "FILE", "the same; Serf's name for it", many=True, into="config"),
+    Option("config-dir", "DIR", "read all .toml and .json in it, sorted", many=True, into="config"),
     Option("check", "", "check configuration and plugins, and exit", flag=True),
     Option("node", "NAME", "this node's name, unique in the cluster", default="the host's name"),
     Option("bind", "ADDR", "listen here for gossip, UDP and TCP", default="0.0.0.0:7946"),
     Option("advertise", "ADDR", "tell others to reach this node here", default="the bind address"),
     Option("iface", "NAME", "with bind 0.0.0.0: listen on this network interface"),
-    Option("rpc-addr", "ADDR", "listen here for serfctl", default="127.0.0.1:7373"),
+    Option("rpc-addr", "ADDR", "listen here for serfctl; or unix:PATH", default="127.0.0.1:7373"),
     Option("join", "ADDR", "join this address at start; may be given again", many=True),
     Option("retry-join", "ADDR", "join it in the background until it answers", many=True),
     Option("retry-interval", "DURATION", "time between two tries of retry-join", default="30s"),
     Option("retry-max", "N", "exit after this many failed tries", default="0, never"),
+    Option("discover", "NAME", "find others of this name in the local network by mDNS, join them"),
+    Option("mdns-iface", "NAME", "with -discover: on this network interface", default="iface"),
+    Option("mdns-disable-ipv4", "", "with -discover: do not use IPv4", flag=True),
+    Option("mdns-disable-ipv6", "", "with -discover: do not use IPv6", flag=True),
     Option("replay", "", "deliver the cluster's recent user events when joining", flag=True),
     Option("tag", "KEY=VALUE", "a tag of this node; may be given again", many=True),
+    Option("tags-file", "FILE", "keep the tags there, so that changes outlive a restart"),
+    Option("role", "NAME", "set the tag `role`; -tag role=NAME is the new way"),
     Option("profile", "NAME", "timings for the network: lan, wan or local", default="lan"),
     Option("protocol", "N", "Serf protocol version, 2 to 5", default="5"),
     Option("encrypt", "KEY", "base64 key all members share; better in the configuration file"),
@@ -40,6 +46,7 @@ OPTIONS = (
     Option("snapshot", "FILE", "remember members there, to rejoin by itself after a restart"),
     Option("rejoin", "", "with -snapshot: rejoin even after a leave", flag=True),
     Option("log-level", "LEVEL", "TRACE, DEBUG, INFO, WARN or ERR", default="INFO"),
+    Option("syslog", "", "send the log to the local syslog too", flag=True),
     Option("version", "", "print the version and exit", flag=True),
     Option("help", "", "print this help and exit", flag=True),
 )
@@ -54,15 +61,23 @@ _KEYS = {
     "rejoin": "rejoin_after_leave",
     "encrypt": "encrypt_key",
     "event-handler": "event_handlers",
+    "syslog": "enable_syslog",
 }
 """Options whose key in the file has another name; the others differ by `-` and `_` only."""
+_MDNS_KEYS = {
+    "mdns-iface": "interface",
+    "mdns-disable-ipv4": "disable_ipv4",
+    "mdns-disable-ipv6": "disable_ipv6",
+}
+"""Options whose key stands in the table [mdns]."""
 _NUMBERS = ("retry_max_attempts", "protocol")
 _DURATIONS = ("retry_interval", "broadcast_timeout")
-_NOT_SETTINGS = ("config", "config-file", "config-dir", "check", "version", "help")
+_NOT_SETTINGS = ("config", "check", "version", "help")
 HELP = options.usage(
     "serfd [options]",
     "A cluster agent: joins machines into a cluster, speaks Serf's gossip and RPC, and runs "
-    "plugins.\nOptions win over configuration files. Serf's spelling -node=NAME works too.",
+    "plugins.\nOptions win over configuration files. Serf's spelling -node=NAME works too, and so "
+    "do its\nJSON files and `serfd agent -node=NAME`.",
     OPTIONS,
     example="serfd --node agent-one --bind 10.0.0.7:7946 --join 10.0.0.8",
     notes="Settings without an option are in conf/serfd.toml. SIGHUP reads the files again.",
@@ -72,6 +87,9 @@ HELP = options.usage(
 def main(argv: Sequence[str] | None = None) -> int:
     """The program `serfd`. Returns its exit status."""
     argv = sys.argv[1:] if argv is None else argv
+    if argv[:1] == ["agent"]:
+        # A unit with `serf agent -node=...` needs another program's name, and no more.
+        argv = argv[1:]
     try:
         given = options.parse(argv, OPTIONS)
         if given.flag("help"):
@@ -103,15 +121,20 @@ def _import_lean() -> None:
     """Import Twisted without what it loads for others: 4 MB of memory and 40 ms of start.
 
     `twisted.python.compat` wants http.cookiejar for a deprecated alias, and asyncio, of which
-    Twisted uses the futures only, wants ssl for its own servers. Both are back in their places
-    afterwards, for plugins that need them.
+    Twisted uses the futures only, wants ssl for its own servers. Its reactor wants pyOpenSSL where
+    that is installed: 12 MB more. All are back in their places afterwards, for plugins and for RPC
+    over TLS, which need nothing of that from the reactor.
     """
     assert "twisted" not in sys.modules
-    stand_ins: dict[str, Any] = {"http.cookiejar": types.ModuleType("http.cookiejar"), "ssl": None}
+    stand_ins: dict[str, Any] = {
+        "http.cookiejar": types.ModuleType("http.cookiejar"),
+        "ssl": None,
+        "OpenSSL": None,
+    }
     missing = {name: module for name, module in stand_ins.items() if name not in sys.modules}
     sys.modules.update(missing)
     try:
-        importlib.import_module("twisted.internet.defer")
+        importlib.import_module("serfd.net.reactor")
     finally:
         for name in missing:
             del sys.modules[name]
@@ -119,14 +142,15 @@ def _import_lean() -> None:
 
 def read_config(given: options.Parsed) -> Config:
     """The configuration of files and options. Raises ConfigError."""
-    paths = given.texts("config") + given.texts("config-file") + given.texts("config-dir")
     flags: dict[str, Any] = {}
     for name, value in given.values.items():
-        if name in _NOT_SETTINGS:
-            continue
+        if name in _NOT_SETTINGS or value == "":
+            continue  # an empty text is none, as in Serf
         key = _KEYS.get(name, name.replace("-", "_"))
         if name == "tag":
             flags["tags"] = dict(_tag(text) for text in given.texts("tag"))
+        elif name in _MDNS_KEYS:
+            flags.setdefault("mdns", {})[_MDNS_KEYS[name]] = value
         elif name == "disable-compression":
             flags["enable_compression"] = not value
         elif key in _NUMBERS:
@@ -141,7 +165,7 @@ def read_config(given: options.Parsed) -> Config:
                 raise ConfigError(f"-{name}: {error}") from None
         else:
             flags[key] = value
-    return load(paths, flags=flags)
+    return load(given.texts("config"), flags=flags)
 
 
 def _tag(text: str) -> tuple[str, str]:

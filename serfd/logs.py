@@ -1,17 +1,20 @@
-"""Logs: one line format, on the console and in a ring that RPC monitors read (agent.md 7)."""
+"""Logs: on the console, to the local syslog, and in a ring that RPC monitors read (agent.md 7)."""
 
+import json
 import logging
 import os
+import socket
 import time
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Final, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
 from zope.interface import provider
 
-from serfd.config import LOG_LEVELS
+from serfd.config import LOG_LEVELS, SYSLOG_FACILITIES, SYSLOG_PATHS
+from serfd.errors import ConfigError
 
 TRACE: Final = 5
 """Below DEBUG: single packets. `log.log(TRACE, ...)`."""
@@ -28,12 +31,20 @@ LEVELS: Final[Mapping[str, int]] = dict(
 LINES_KEPT: Final = 512
 """Lines a new monitor gets from before it came."""
 
+SYSLOG_SIZE_MAX: Final = 8192
+"""Bytes of a line to syslog; what is longer is cut, as many a syslog would do itself."""
+
 Listener = Callable[[str], None]
 
 _ROOT: Final = "serfd"
 _STAMP_SIZE: Final = len("YYYY/MM/DD HH:MM:SS ")
 # sd-daemon(3): how important a line on stderr is to the journal.
 _PRIORITIES: Final = ((logging.ERROR, "<3>"), (logging.WARNING, "<4>"), (logging.INFO, "<6>"))
+# syslog(3); INFO is notice, as in Serf.
+_SEVERITIES: Final = {"TRACE": 7, "DEBUG": 6, "INFO": 5, "WARN": 4, "ERR": 3}
+_MONTHS: Final = (
+    "Jan", "Feb", "Mar", "Apr", "May", "Jun", "Jul", "Aug", "Sep", "Oct", "Nov", "Dec",
+)  # fmt: skip
 
 logging.addLevelName(TRACE, "TRACE")
 
@@ -86,32 +97,155 @@ class LogRing(logging.Handler):
 class Console(logging.StreamHandler[TextIO]):
     """Lines for a person or, when the stream leads to the journal, for journald."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO, *, as_json: bool = False, held: bool = False) -> None:
+        """With `held`, nothing is written until `show_held`."""
         super().__init__(stream)
+        self._as_json = as_json
         self._to_journal = _leads_to_journal(stream)
+        self._held: list[logging.LogRecord] | None = [] if held else None
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write the record's line, or keep it until `show_held`."""
+        if self._held is None:
+            super().emit(record)
+        else:
+            self._held.append(record)
+
+    def show_held(self) -> None:
+        """Write what was kept, and from now on all that comes."""
+        self.acquire()  # so that no other thread's line comes between the old ones
+        try:
+            held, self._held = self._held or [], None
+            for record in held:
+                self.emit(record)
+        finally:
+            self.release()
 
     def format(self, record: logging.LogRecord) -> str:
         """The line; for the journal with its priority in front and without the time."""
-        line = line_of(record)
+        line = json_of(record) if self._as_json else line_of(record)
         if not self._to_journal:
             return line
         priority = next((p for level, p in _PRIORITIES if record.levelno >= level), "<7>")
+        if self._as_json:
+            return priority + line
         # Every line of a traceback is an entry of its own there.
         return priority + line[_STAMP_SIZE:].replace("\n", "\n" + priority)
 
 
-def set_up(level: str, stream: TextIO) -> LogRing:
-    """Send all of serfd's and Twisted's logs to `stream`, from `level` upwards, and to a ring.
+class Syslog(logging.Handler):
+    """The local syslog. It is never waited for: a line that it does not take at once is lost."""
 
-    The ring gets every level, as Serf's monitor does: with the switches below a line that nobody
-    sees costs 4 µs. Raises ValueError if there is no such level.
+    def __init__(self, facility: str, paths: Sequence[str] = SYSLOG_PATHS) -> None:
+        """`facility`: one of `SYSLOG_FACILITIES`, in any case; `paths`: where it may listen.
+
+        Raises ConfigError if it does not.
+        """
+        super().__init__()
+        self._facility = SYSLOG_FACILITIES[facility.upper()]
+        self._paths = paths
+        self._socket: socket.socket | None = None
+        self.dropped = 0
+        """Lines that were lost."""
+        self._untold = 0
+        if not self._connect():
+            raise ConfigError(
+                f"Syslog setup failed: nobody listens at {', '.join(paths)}; start a syslog "
+                "service, or set enable_syslog = false"
+            )
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Send the record's line; over a new connection, if the syslog was started anew."""
+        data = self._message(record)
+        for _ in range(2):
+            if self._socket is None and not self._connect():
+                break
+            assert self._socket is not None
+            try:
+                # A line is so short that a stream, too, takes it whole or not at all.
+                self._socket.send(data)
+            except BlockingIOError:
+                break
+            except OSError:
+                self._disconnect()
+            else:
+                self._tell_of_lost()
+                return
+        self.dropped += 1
+        self._untold += 1
+
+    def close(self) -> None:
+        """There will be no more lines."""
+        self._disconnect()
+        super().close()
+
+    def _message(self, record: logging.LogRecord) -> bytes:
+        line = line_of(record)
+        number = self._facility * 8 + _SEVERITIES[_level_name(record.levelno)]
+        when = f"{_MONTHS[int(line[5:7]) - 1]} {int(line[8:10]):2d} {line[11:19]}"
+        text = line.partition("] ")[2]
+        data = f"<{number}>{when} serfd[{os.getpid()}]: {text}".encode()
+        return data[: SYSLOG_SIZE_MAX - 1] + b"\n"
+
+    def _tell_of_lost(self) -> None:
+        if self._untold:
+            untold, self._untold = self._untold, 0
+            logging.getLogger("serfd.agent").warning("syslog did not take %d lines", untold)
+
+    def _connect(self) -> bool:
+        for kind in (socket.SOCK_DGRAM, socket.SOCK_STREAM):
+            for path in self._paths:
+                tried = socket.socket(socket.AF_UNIX, kind)
+                tried.settimeout(0)
+                try:
+                    tried.connect(path)
+                except OSError:
+                    tried.close()
+                else:
+                    self._socket = tried
+                    return True
+        return False
+
+    def _disconnect(self) -> None:
+        if self._socket is not None:
+            self._socket.close()
+            self._socket = None
+
+
+class Foreign(logging.Handler):
+    """What other libraries log, and plugins under names of their own: warnings and errors."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass it on to where serfd's lines go."""
+        logging.getLogger(_ROOT).handle(record)
+
+
+def set_up(
+    level: str,
+    stream: TextIO,
+    *,
+    as_json: bool = False,
+    syslog: Syslog | None = None,
+    held: bool = False,
+) -> LogRing:
+    """Send all logs to `stream` and `syslog`, from `level` upwards, and to a ring.
+
+    All are serfd's own, Twisted's, and the warnings and errors of others. With `as_json` the stream
+    gets objects; with `held` it gets its lines when `show_held` is called. The ring gets every
+    level, as Serf's monitor does: with the switches below a line that nobody sees costs 4 µs.
+    Raises ValueError if there is no such level.
     """
-    console, ring = Console(stream), LogRing()
-    console.setLevel(_number(level))
+    console, ring = Console(stream, as_json=as_json, held=held), LogRing()
     root = logging.getLogger(_ROOT)
-    root.handlers[:] = [console, ring]
+    root.handlers[:] = [console, ring] if syslog is None else [console, ring, syslog]
+    set_level(level)
     root.setLevel(TRACE)
     root.propagate = False
+    others = logging.getLogger()
+    others.handlers[:] = [h for h in others.handlers if not isinstance(h, Foreign)] + [Foreign()]
     # What no line of ours shows need not be found out (logging's documentation, "Optimization").
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     logging._srcfile = None
@@ -120,11 +254,18 @@ def set_up(level: str, stream: TextIO) -> LogRing:
 
 
 def set_level(level: str) -> None:
-    """Change what the console shows; any case. Raises ValueError with the levels there are."""
+    """Change what console and syslog get; any case. Raises ValueError with the levels there are."""
     number = _number(level)
     for handler in logging.getLogger(_ROOT).handlers:
-        if isinstance(handler, Console):
+        if isinstance(handler, (Console, Syslog)):
             handler.setLevel(number)
+
+
+def show_held() -> None:
+    """Let the console show what was held back, and from now on all that comes."""
+    for handler in logging.getLogger(_ROOT).handlers:
+        if isinstance(handler, Console):
+            handler.show_held()
 
 
 def line_of(record: logging.LogRecord) -> str:
@@ -136,13 +277,28 @@ def line_of(record: logging.LogRecord) -> str:
     if line is None:
         component = record.name.removeprefix("serfd.")
         level = _level_name(record.levelno)
-        line = f"{_stamp(record.created)} [{level}] {component}: {_text(record)}"
-        # Names from the network may hold bytes that are no UTF-8; neither the console nor an RPC
-        # client could take them.
-        if not line.isascii():
-            line = line.encode("utf-8", "backslashreplace").decode()
+        line = _utf8(f"{_stamp(record.created)} [{level}] {component}: {_message(record)}")
+        if record.exc_info:
+            line += "\n" + _traceback(record)
         record.__dict__["serfd_line"] = line
     return line
+
+
+def json_of(record: logging.LogRecord) -> str:
+    """`{"time": "2026-11-23T03:21:39.123456Z", "level": "INFO", "component": …, "message": …}`.
+
+    With `traceback`, if there is one. Time is UTC; everything is ASCII.
+    """
+    second, fraction = divmod(round(record.created * 1e6), 1_000_000)
+    fields = {
+        "time": f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(second))}.{fraction:06d}Z",
+        "level": _level_name(record.levelno),
+        "component": record.name.removeprefix("serfd."),
+        "message": _utf8(_message(record)),
+    }
+    if record.exc_info:
+        fields["traceback"] = _traceback(record)
+    return json.dumps(fields)
 
 
 @provider(ILogObserver)
@@ -183,15 +339,23 @@ def _stamp(created: float) -> str:
     return text
 
 
-def _text(record: logging.LogRecord) -> str:
+def _message(record: logging.LogRecord) -> str:
     try:
-        text = record.getMessage()
+        return record.getMessage()
     except (TypeError, ValueError, KeyError, IndexError):
         # A wrong format is our mistake, but a log line must never end what it tells of.
-        text = f"{record.msg!r} does not fit its arguments {record.args!r}"
-    if record.exc_info:
-        text += "\n" + logging.Formatter().formatException(record.exc_info)
-    return text
+        return f"{record.msg!r} does not fit its arguments {record.args!r}"
+
+
+def _traceback(record: logging.LogRecord) -> str:
+    assert record.exc_info
+    return _utf8(logging.Formatter().formatException(record.exc_info))
+
+
+def _utf8(text: str) -> str:
+    # Names from the network may hold bytes that are no UTF-8; neither the console nor an RPC client
+    # could take them.
+    return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 
 def _number(level: str) -> int:

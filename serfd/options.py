@@ -26,7 +26,7 @@ class OptionError(SerfdError):
 class Option:
     """One option: `Option("node", "NAME", "this node's name")` is written `-node NAME`."""
 
-    __slots__ = ("choices", "default", "flag", "help", "many", "name", "value")
+    __slots__ = ("choices", "default", "flag", "help", "into", "many", "name", "value")
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Option:
         *,
         default: str = "",
         many: bool = False,
+        into: str = "",
         flag: bool = False,
         choices: tuple[str, ...] = (),
     ) -> None:
@@ -48,6 +49,8 @@ class Option:
             default: for the help only; `parse` returns what was given and nothing else.
             many: it may be given again and again, and its value is the list of them. Of any other
                 option the last one counts.
+            into: with `many`: the option to whose list its values are added, in the order of the
+                command line.
             flag: it is `-name`, or `-name=true` and `-name=false`.
             choices: what its value can be, for completion only; `parse` takes anything.
         """
@@ -56,6 +59,7 @@ class Option:
         self.help = help
         self.default = default
         self.many = many
+        self.into = into
         self.flag = flag
         self.choices = choices
 
@@ -141,7 +145,7 @@ def parse(argv: Sequence[str], options: Sequence[Option]) -> Parsed:
                 if following is None:
                     raise OptionError(f"flag needs an argument: -{name}")
                 value = following
-            held = values.setdefault(name, []) if option.many else None
+            held = values.setdefault(option.into or name, []) if option.many else None
             if isinstance(held, list):
                 held.append(value)
             else:

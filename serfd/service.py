@@ -6,31 +6,42 @@ import os
 import signal
 import socket
 import sys
+import time
 from collections.abc import Callable
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from twisted.internet.defer import Deferred, DeferredLock, TimeoutError, maybeDeferred
-from twisted.internet.task import LoopingCall, deferLater
+from twisted.internet.task import LoopingCall
 from twisted.internet.threads import deferToThreadPool
 
 from serfd import __version__, logs, systemd
 from serfd.agent import Agent
 from serfd.config import GOSSIP_PORT, RPC_PORT, Config, split_address
+from serfd.effects import Address
 from serfd.errors import CommandError, ConfigError, SerfdError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import LoadedPlugin
 from serfd.hooks.loader import load as load_plugins
+from serfd.hooks.mailbox import Journal
+from serfd.joining import Joining
+from serfd.metrics import Metrics, report
 from serfd.net.interfaces import addresses_of, interface_address, private_address
 from serfd.net.keyring_file import load_keyring
 from serfd.net.reactor import install
 from serfd.net.snapshot_file import SnapshotFile
-from serfd.net.sockets import bind_gossip, bind_rpc, resolve_host
+from serfd.net.sockets import bind_gossip, bind_rpc, bind_unix, find_group, resolve_host
+from serfd.net.statsd import Sink, Statsd, Statsite, Telemetry, measure_process
+from serfd.net.tags_file import load_tags
 from serfd.net.transport import PACKET_MAX, AcceptFactory, PacketProtocol
+from serfd.net.unix_port import UnixPort
 from serfd.rpc.server import RpcFactory
 from serfd.serf.events import ip_text
 from serfd.serf.node import Node
 from serfd.wire.sealing import Keyring
+
+if TYPE_CHECKING:
+    from serfd.rpc.server_tls import ServerTls
 
 EXIT_DONE = 0
 EXIT_NOT_LEFT = 1
@@ -38,16 +49,14 @@ EXIT_NOT_LEFT = 1
 EXIT_CANNOT = 2
 """It could not start, or could not go on."""
 
-SHORTEST_WAIT = 1.0
-"""Seconds; a shorter retry_interval is raised to it, as Serf does."""
 STATUS_INTERVAL = 5.0
 """Seconds between two looks at what systemd is told."""
 FLUSH_TIME_MAX = 1.0
-"""Seconds that RPC clients have to read their last replies when the daemon stops."""
+"""Seconds that RPC clients have to read their last replies when the daemon stops; statsite too."""
 
 _RELOADABLE = frozenset(
-    {"log_level", "tags", "leave_on_terminate", "skip_leave_on_interrupt", "plugins",
-     "plugin_dirs", "event_handlers"}
+    {"log_level", "tags", "role", "leave_on_terminate", "skip_leave_on_interrupt", "plugins",
+     "plugin_dirs", "event_handlers", "rpc_tls"}
 )  # fmt: skip
 
 _log = logging.getLogger("serfd.agent")
@@ -64,11 +73,15 @@ class Service:
         self._is_leaving = False
         self._is_stopping = False
         self._reactor = install()
+        self._metrics = Metrics()
+        self._telemetry: Telemetry | None = None
         self._agent: Agent
         self._host: PluginHost
         self._plugins: list[LoadedPlugin]
+        self._joining: Joining
         self._rpc: RpcFactory
         self._rpc_port: Any
+        self._tls: ServerTls | None = None
         self._told = ""
         self._work = DeferredLock()
         """Held by the start and by each reload."""
@@ -80,7 +93,9 @@ class Service:
 
     def run(self) -> int:
         """Start, and serve until stopped. Returns the exit status; raises SerfdError."""
-        self._build(logs.set_up(self._config.log_level, sys.stderr))
+        self._build(self._set_up_logs())
+        # Had it failed, its reason alone would have been told.
+        logs.show_held()
         # After Twisted's own handlers, so that these win.
         self._reactor.callWhenRunning(self._handle_signals)
         self._reactor.callWhenRunning(self._begin)
@@ -90,25 +105,41 @@ class Service:
     def check(self) -> str:
         """Go through the start without binding or telling anybody. Raises SerfdError."""
         logs.set_up("ERR", sys.stderr)
+        _server_tls(self._config)
+        if self._config.rpc_socket is not None:
+            find_group(self._config.rpc_socket_group)
         host, port = _gossip_address(self._config)
         node = self._node(_advertised(self._config, host, port))
         agent = Agent(self._config, node, self._reactor, port=port, shut_down=lambda: None)
+        Joining(agent, self._config, self._reactor, rng=Random())
         names = ", ".join(plugin.name for plugin in load_plugins(self._config, agent))
         return f"The configuration is good. Plugins: {names or 'none'}."
 
     # Start.
 
+    def _set_up_logs(self) -> logs.LogRing:
+        config = self._config
+        return logs.set_up(
+            config.log_level,
+            sys.stderr,
+            as_json=config.log_format == "json",
+            syslog=logs.Syslog(config.syslog_facility) if config.enable_syslog else None,
+            held=True,
+        )
+
     def _build(self, ring: logs.LogRing) -> None:
         config = self._config
+        self._tls = _server_tls(config)
         host, port = _gossip_address(config)
         tcp, udp = bind_gossip(host, port)
         port = tcp.getsockname()[1]
-        rpc_host, rpc_port = split_address(config.rpc_addr, default_port=RPC_PORT, key="rpc_addr")
-        rpc = bind_rpc(resolve_host("rpc_addr", rpc_host), rpc_port)
+        rpc = _bind_rpc(config)
         advertised = _advertised(config, host, port)
         snapshot: SnapshotFile | None = None
         if config.snapshot_path:
-            snapshot = SnapshotFile(config.snapshot_path, self._reactor, self._in_thread)
+            snapshot = SnapshotFile(
+                config.snapshot_path, self._reactor, self._in_thread, self._metrics
+            )
         node = self._node(advertised, snapshot.lines() if snapshot is not None else None)
         self._agent = agent = Agent(
             config,
@@ -118,8 +149,13 @@ class Service:
             shut_down=lambda: self._stop(EXIT_DONE),
             snapshot=snapshot,
         )
-        self._host = PluginHost(agent, self._reactor, hook_timeout=config.hook_timeout)
+        self._host = PluginHost(
+            agent, self._reactor, hook_timeout=config.hook_timeout, journal=_journal
+        )
+        agent.plugins = self._host.stats
         self._plugins = load_plugins(config, agent)
+        self._joining = Joining(agent, config, self._reactor, rng=Random())
+        self._joining.listen()
 
         reactor = self._reactor
         packets = PacketProtocol(agent.driver)
@@ -128,13 +164,33 @@ class Service:
             udp.fileno(), udp.family, packets, maxPacketSize=PACKET_MAX
         )
         self._rpc = RpcFactory(agent, ring, auth=config.rpc_auth, clock=reactor)
-        self._rpc_port = reactor.adoptStreamPort(rpc.fileno(), rpc.family, self._rpc)
+        self._rpc_port = self._serve_rpc(rpc)
         self._banner(host, port, advertised, rpc.getsockname())
         for adopted in (tcp, udp, rpc):
             adopted.close()  # Twisted has its own copies
         # Before the node speaks: no event is to be missed, its own join included.
         self._host.attach(self._plugins)
         agent.driver.start(port_udp, is_ipv6=udp.family == socket.AF_INET6)
+        self._tell_metrics()
+
+    def _tell_metrics(self) -> None:
+        config, metrics, reactor = self._config, self._metrics, self._reactor
+        sinks: list[Sink] = []
+        if config.statsd_addr:
+            sinks.append(Statsd(config.statsd_addr, metrics, reactor))
+        if config.statsite_addr:
+            sinks.append(Statsite(config.statsite_addr, metrics, reactor))
+        if sinks:
+            self._telemetry = Telemetry(metrics, sinks, reactor, host=socket.gethostname())
+            self._telemetry.start()
+
+    def _serve_rpc(self, bound: socket.socket) -> Any:
+        if bound.family == socket.AF_UNIX:
+            port = UnixPort(bound.dup(), self._rpc, self._reactor)
+            port.startListening()
+            return port
+        served = self._rpc if self._tls is None else self._tls.around(self._rpc)
+        return self._reactor.adoptStreamPort(bound.fileno(), bound.family, served)
 
     def _in_thread(self, function: Callable[..., Any], *args: Any) -> "Deferred[Any]":
         return deferToThreadPool(self._reactor, self._reactor.getThreadPool(), function, *args)
@@ -142,34 +198,40 @@ class Service:
     def _node(self, advertised: tuple[bytes, int], remembered: list[str] | None = None) -> Node:
         seed = int.from_bytes(os.urandom(8), "big")
         _log.debug("seed of the protocol's choices: %d", seed)
+        config = self._config
         return Node(
-            self._config,
-            name=self._config.node_name or socket.gethostname(),
+            config,
+            name=config.node_name or socket.gethostname(),
             addr=advertised[0],
             port=advertised[1],
-            keyring=_keyring(self._config),
+            keyring=_keyring(config),
             now=self._reactor.seconds(),
             rng=Random(seed),
             nonce=lambda: os.urandom(12),
+            tags=load_tags(config.tags_file) if config.tags_file else None,
             remembered=remembered,
+            metrics=self._metrics,
         )
 
     def _banner(
-        self, host: str, port: int, advertised: tuple[bytes, int], rpc: tuple[Any, ...]
+        self, host: str, port: int, advertised: tuple[bytes, int], rpc: tuple[Any, ...] | str
     ) -> None:
-        shown = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+        shown = str(Address(host, port))
+        rpc_shown = f"unix:{rpc}" if isinstance(rpc, str) else str(Address(rpc[0], rpc[1]))
         config = self._config
         lines = [
             f"serfd {__version__} running!",
             f"     Node name: {self._agent.name!r}",
             f"     Bind addr: {shown!r}",
             f"    Advertised: {ip_text(advertised[0])!r} port {advertised[1]}",
-            f"      RPC addr: '{rpc[0]}:{rpc[1]}'",
+            f"      RPC addr: {rpc_shown!r}{' (TLS)' if self._tls is not None else ''}",
             f"     Encrypted: {str(bool(config.encrypt_key or config.keyring_file)).lower()}",
             f"       Profile: {config.profile}",
             f"   Compression: {str(config.enable_compression).lower()}",
             f"       Plugins: {', '.join(plugin.name for plugin in self._plugins) or 'none'}",
         ]
+        if config.discover:
+            lines.append(f"  mDNS cluster: {config.discover!r}")
         print("\n".join(lines), flush=True)
 
     def _begin(self) -> None:
@@ -177,34 +239,15 @@ class Service:
 
     async def _start(self) -> None:
         _log.info("Serf agent starting")
+        _tell_of_role(self._config)
         await self._work.run(lambda: Deferred.fromCoroutine(self._get_ready()))
-        if self._config.retry_join:
-            await self._retry_join()
+        await self._joining.in_background()
 
     async def _get_ready(self) -> None:
-        config = self._config
-        if config.start_join:
-            await self._agent.join(config.start_join, replay=config.replay_on_join)
+        await self._joining.at_start()
         await self._host.start()
         self._watch()
         systemd.notify("READY=1", self._summary())
-
-    async def _retry_join(self) -> None:
-        config = self._config
-        wait = max(config.retry_interval, SHORTEST_WAIT)
-        attempts = 0
-        while not self._is_stopping:
-            try:
-                await self._agent.join(config.retry_join, replay=config.replay_on_join)
-                return
-            except CommandError as error:
-                attempts += 1
-                if config.retry_max_attempts and attempts > config.retry_max_attempts:
-                    raise ConfigError(
-                        f"no address of retry_join answered in {attempts} tries: {error}"
-                    ) from None
-                _log.warning("Join failed, retrying in %g s", wait)
-            await deferLater(self._reactor, wait)
 
     def _cannot_go_on(self, failure: Any) -> None:
         if self._is_stopping:
@@ -244,13 +287,16 @@ class Service:
     # Signals and end.
 
     def _handle_signals(self) -> None:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1):
             signal.signal(number, self._signalled)
 
     def _signalled(self, number: int, frame: object) -> None:
         self._reactor.callFromThread(self._on_signal, signal.Signals(number))
 
     def _on_signal(self, number: signal.Signals) -> None:
+        if number is signal.SIGUSR1:
+            self._report()
+            return
         if self._is_leaving or self._is_stopping:
             # Whoever asks twice does not want to wait.
             self._status = EXIT_NOT_LEFT
@@ -267,8 +313,14 @@ class Service:
         else:
             self._stop(EXIT_NOT_LEFT)
 
+    def _report(self) -> None:
+        measure_process(self._metrics)
+        now = time.strftime("%Y-%m-%d %H:%M:%S +0000 UTC", time.gmtime())
+        print("\n".join(report(self._metrics, now)), file=sys.stderr, flush=True)
+
     def _leave(self) -> None:
         self._is_leaving = True
+        self._joining.stop()
         _log.info("Gracefully shutting down agent...")
         systemd.notify("STOPPING=1", "STATUS=leaving the cluster")
 
@@ -285,6 +337,7 @@ class Service:
         if not self._is_stopping:
             self._is_stopping = True
             self._status = status
+            self._joining.stop()
             systemd.notify("STOPPING=1")
             _log.info("requesting serf shutdown")
             self._ending = Deferred.fromCoroutine(self._end()).addErrback(self._cannot_end)
@@ -297,6 +350,11 @@ class Service:
             await self._rpc.all_gone().addTimeout(FLUSH_TIME_MAX, self._reactor)
         except TimeoutError:
             _log.debug("RPC clients that do not read are cut off")
+        if self._telemetry is not None:
+            try:
+                await self._telemetry.stop().addTimeout(FLUSH_TIME_MAX, self._reactor)
+            except TimeoutError:
+                _log.debug("the last metrics are lost: statsite does not read")
         self._stop_now()
 
     def _cannot_end(self, failure: Any) -> None:
@@ -321,22 +379,31 @@ class Service:
         """Read the files again. All that is new takes effect, or nothing does."""
         systemd.reloading()
         _log.info("Reloading configuration...")
+        old = self._config
         try:
             config = self._read_config()
+            # Only what changed in the files, so that what was set by RPC stays.
+            changed = {k: v for k, v in config.tags.items() if old.tags.get(k) != v}
+            removed = [k for k in old.tags if k not in config.tags]
+            self._agent.check_tags(changed, delete=removed)
+            tls = _server_tls(config)
+            # Last, because it builds those that are new.
             plugins = load_plugins(config, self._agent, held=self._host.kept())
         except SerfdError as error:
             _log.error("Failed to reload configs, nothing is changed: %s", error)
             systemd.notify("READY=1")
             return
-        old, self._config = self._config, config
+        self._config = config
         logs.set_level(config.log_level)
+        _tell_of_role(config)
         for key in config.__struct_fields__:
             if key not in _RELOADABLE and getattr(config, key) != getattr(old, key):
                 _log.warning("%s has changed: needs a restart", key)
+        if self._tls is not None and tls is not None:
+            self._tls.take_over(tls)
+        elif self._tls is not tls:
+            _log.warning("rpc_tls is switched on or off: needs a restart")
         await self._host.reload(plugins)
-        # Only what changed in the files, so that what was set by RPC stays.
-        changed = {k: v for k, v in config.tags.items() if old.tags.get(k) != v}
-        removed = [k for k in old.tags if k not in config.tags]
         if changed or removed:
             try:
                 await self._agent.update_tags(changed, delete=removed)
@@ -344,6 +411,13 @@ class Service:
                 _log.error("Failed to update tags: %s", error)
         systemd.notify("READY=1")
         _log.info("Reload complete")
+
+
+def _journal(plugin: LoadedPlugin) -> Journal:
+    """What keeps a durable plugin's mailbox. Raises ConfigError."""
+    from serfd.hooks.journal import FILE, SqliteJournal  # SQLite takes 1 MB
+
+    return SqliteJournal(plugin.agent.state_dir / FILE)
 
 
 def _gossip_address(config: Config) -> tuple[str, int]:
@@ -369,8 +443,37 @@ def _advertised(config: Config, host: str, port: int) -> tuple[bytes, int]:
     return _packed(private_address() if host == "::" else host), port
 
 
+def _bind_rpc(config: Config) -> socket.socket:
+    if config.rpc_socket is not None:
+        return bind_unix(
+            config.rpc_socket,
+            mode=int(config.rpc_socket_mode, 8),
+            group=config.rpc_socket_group,
+        )
+    host, port = split_address(config.rpc_addr, default_port=RPC_PORT, key="rpc_addr")
+    return bind_rpc(resolve_host("rpc_addr", host), port)
+
+
+def _server_tls(config: Config) -> "ServerTls | None":
+    """What RPC is encrypted with, if it is. Raises ConfigError."""
+    if not config.rpc_tls.certificate:
+        return None
+    try:
+        from serfd.rpc.server_tls import ServerTls
+    except ImportError as error:
+        raise ConfigError(
+            f"rpc_tls needs more Python packages ({error}): pip install 'serfd[tls]'"
+        ) from None
+    return ServerTls(config.rpc_tls)
+
+
 def _packed(ip: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip)
+
+
+def _tell_of_role(config: Config) -> None:
+    if config.role:
+        _log.warning("Deprecation warning: 'role' has been replaced with 'tags'")
 
 
 def _keyring(config: Config) -> Keyring:

@@ -34,7 +34,8 @@ class OneNode:
         remembered = settings.pop("remembered", None)
         config = Config(gossip=gossip, enable_compression=False, **settings)
         self.now = 0.0
-        envelope = Envelope(compress=False, keyring=keyring)
+        label = config.cluster_label.encode()
+        envelope = Envelope(compress=False, keyring=keyring, label=label)
         self.codec = PacketCodec(envelope)
         self.sent: list[tuple[str, Message]] = []
         self.effects: list[Any] = []
@@ -104,16 +105,18 @@ class OneNode:
 
     # Streams.
 
-    def accept(self, body: bytes, *, source: str = "n2", pieces: int = 65536) -> list[Any]:
-        """A peer connects and sends this request; what it reads back."""
+    def accept(
+        self, body: bytes, *, source: str = "n2", pieces: int = 65536, envelope: Envelope = PLAIN
+    ) -> list[Any]:
+        """A peer connects and sends this request in its envelope; what it reads back."""
         stream = self.node.stream_opened(self.now, address(source))
-        data = seal_stream(body, PLAIN, calling=True, nonce=bytes)
+        data = seal_stream(body, envelope, calling=True, nonce=lambda: bytes(12))
         for i in range(0, len(data), pieces):
             self.node.stream_received(self.now, stream, data[i : i + pieces])
-        return self.answer_on(stream)
+        return self.answer_on(stream, envelope)
 
-    def answer_on(self, stream: int) -> list[Any]:
-        reader = StreamReader(PLAIN, accepting=False)
+    def answer_on(self, stream: int, envelope: Envelope = PLAIN) -> list[Any]:
+        reader = StreamReader(envelope, accepting=False)
         self.effects.clear()
         self.collect()
         for effect in self.effects:
@@ -132,8 +135,8 @@ class OneNode:
         self.effects.clear()
         return opened
 
-    def reply(self, stream: int, body: bytes) -> None:
-        data = seal_stream(body, PLAIN, calling=False, nonce=bytes)
+    def reply(self, stream: int, body: bytes, *, envelope: Envelope = PLAIN) -> None:
+        data = seal_stream(body, envelope, calling=False, nonce=lambda: bytes(12))
         self.node.stream_received(self.now, stream, data)
         self.collect()
 

@@ -2,6 +2,7 @@
 
 import json
 import socket
+import ssl
 import threading
 from pathlib import Path
 
@@ -33,7 +34,7 @@ class RecordedAgent:
 
     With `hangs_up` it closes its side when it has said all. `released`, when cleared, holds the
     answers back. `when` is a word, and what to say once it was heard after all that; saying nothing
-    is hanging up.
+    is hanging up. It listens on loopback, or on a unix socket at `path`, and speaks TLS with `tls`.
     """
 
     def __init__(
@@ -43,15 +44,22 @@ class RecordedAgent:
         after: int = 1,
         hangs_up: bool = False,
         when: tuple[bytes, bytes] | None = None,
+        path: str = "",
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self.received = b""
         self.released = threading.Event()
         self.released.set()
         self._answers, self._after = answers, after
         self._hangs_up, self._when = hangs_up, when
-        self._listening = socket.create_server(("127.0.0.1", 0))
+        self._tls = tls
+        if path:
+            self._listening = socket.create_server(path, family=socket.AF_UNIX)
+            self.address = f"unix:{path}"
+        else:
+            self._listening = socket.create_server(("127.0.0.1", 0))
+            self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self._listening.settimeout(10)
-        self.address = f"127.0.0.1:{self._listening.getsockname()[1]}"
         self._thread = threading.Thread(target=self._serve)
 
     def __enter__(self) -> "RecordedAgent":
@@ -65,8 +73,13 @@ class RecordedAgent:
 
     def _serve(self) -> None:
         connection, _ = self._listening.accept()
+        connection.settimeout(10)
+        if self._tls is not None:
+            try:
+                connection = self._tls.wrap_socket(connection, server_side=True)
+            except OSError:
+                return  # the client did not like it, or was not liked; it is closed
         with connection:
-            connection.settimeout(10)
             while len(self.received) < self._after:
                 self.received += connection.recv(65536)
             self.released.wait(10)

@@ -16,6 +16,8 @@ SERFCTL = [sys.executable, "-c", "import sys; from serfd.ctl import main; sys.ex
 def no_environment(monkeypatch):
     monkeypatch.delenv("SERF_RPC_ADDR", raising=False)
     monkeypatch.delenv("SERF_RPC_AUTH", raising=False)
+    for file in ("CA", "CERT", "KEY"):
+        monkeypatch.delenv(f"SERFD_RPC_TLS_{file}", raising=False)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """What RPC and plugins may ask of the node, without sockets."""
 
+from pathlib import Path
 from random import Random
 from typing import Any
 
@@ -11,7 +12,8 @@ from twisted.internet.task import Clock
 from serfd.agent import Agent
 from serfd.config import Config
 from serfd.errors import CommandError, JoinFailed
-from serfd.serf.events import Event, MemberEvent
+from serfd.net.tags_file import load_tags
+from serfd.serf.events import Event, MemberEvent, Status
 from serfd.serf.node import Node
 from serfd.wire.sealing import Keyring
 
@@ -100,11 +102,62 @@ def test_every_listener_hears_every_event_until_it_ends_listening() -> None:
     assert dict(made.tags) == {"x": "2"}
 
 
+def test_members_are_found_by_name_and_counted_by_status() -> None:
+    made, reactor = agent()
+    (me,) = made.members()
+    assert made.member("n1") == me
+    assert made.member("n2") is None
+    assert made.status_counts() == {Status.ALIVE: 1}
+    assert made.status_counts()[Status.FAILED] == 0
+    made.leave().addErrback(lambda _: None)
+    assert made.status_counts() == {Status.LEAVING: 1}
+    reactor.advance(10)
+
+
 def test_commands_that_cannot_be_done_fail() -> None:
     made, _ = agent()
     error = outcome(made.update_tags({"x": "y" * 600}))
     assert isinstance(error, CommandError)
     assert "512" in str(error)
+
+
+def test_tags_are_in_their_file_before_anybody_hears_of_them(tmp_path: Path) -> None:
+    file = tmp_path / "tags.json"
+    made, reactor = agent(tags_file=str(file))
+    in_the_file: list[dict[str, str]] = []
+    made.subscribe(lambda event: in_the_file.append(load_tags(str(file))))
+    for tags, delete in ({"a": "1", "b": "2"}, []), ({"c": "3"}, ["a"]):
+        updated = made.update_tags(tags, delete=delete)
+        reactor.advance(1)
+        assert outcome(updated) is None
+    assert in_the_file == [{"a": "1", "b": "2"}, {"b": "2", "c": "3"}]
+    assert dict(made.tags) == {"b": "2", "c": "3"}
+
+
+def test_tags_that_are_too_long_or_cannot_be_kept_change_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "tags.json"
+    made, reactor = agent(tags_file=str(file))
+    updated = made.update_tags({"a": "1"})
+    reactor.advance(1)
+    assert outcome(updated) is None
+    assert str(outcome(made.update_tags({"a": "x" * 600}))) == (
+        "Encoded length of tags exceeds limit of 512 bytes"
+    )
+    assert load_tags(str(file)) == {"a": "1"}
+    (tmp_path / "tags.json.new").mkdir()
+    assert str(outcome(made.update_tags({"a": "2"}))) == (
+        f"cannot write the tags file {file}: Is a directory"
+    )
+    assert dict(made.tags) == {"a": "1"}
+    assert load_tags(str(file)) == {"a": "1"}
+
+
+def test_it_can_be_asked_beforehand_whether_tags_get_too_long() -> None:
+    made, _ = agent(tags={"a": "x" * 400})
+    made.check_tags({"b": "y" * 400}, delete=["a"])
+    with pytest.raises(CommandError, match="Encoded length of tags exceeds limit of 512 bytes"):
+        made.check_tags({"b": "y" * 400})
+    assert dict(made.tags) == {"a": "x" * 400}
 
 
 def test_a_leave_ends_and_a_stopped_agent_refuses_commands() -> None:

@@ -17,6 +17,7 @@ from serfd.config import (
     decode_key,
     load,
     parse_duration,
+    parse_networks,
     split_address,
 )
 from serfd.errors import ConfigError
@@ -129,6 +130,24 @@ def test_a_file_says_what_differs_from_the_defaults(
         ),
         # Texts with a form of their own.
         (
+            'log_format = "xml"',
+            "log_format 'xml' is unknown, expected one of text, json",
+        ),
+        (
+            'syslog_facility = "LOCAL8"',
+            "syslog_facility 'LOCAL8' is unknown, expected one of KERN, USER, MAIL, DAEMON, AUTH, "
+            "SYSLOG, LPR, NEWS, UUCP, CRON, AUTHPRIV, FTP, LOCAL0, LOCAL1, LOCAL2, LOCAL3, "
+            "LOCAL4, LOCAL5, LOCAL6, LOCAL7",
+        ),
+        (
+            'statsd_addr = "localhost:statsd"',
+            "statsd_addr 'localhost:statsd': 'statsd' is not a port, expected 0 to 65535",
+        ),
+        (
+            'statsite_addr = ":8125"',
+            "statsite_addr ':8125' has no host",
+        ),
+        (
             'log_level = "LOUD"',
             "log_level 'LOUD' is unknown, expected one of TRACE, DEBUG, INFO, WARN, ERR",
         ),
@@ -136,8 +155,77 @@ def test_a_file_says_what_differs_from_the_defaults(
         ('profile = ""', "profile '' is unknown, expected one of lan, wan, local"),
         ('bind = "h:65536"', "bind 'h:65536': '65536' is not a port, expected 0 to 65535"),
         ('rpc_addr = "h:http"', "rpc_addr 'h:http': 'http' is not a port, expected 0 to 65535"),
+        *(
+            (
+                f'rpc_addr = "{address}"',
+                f"rpc_addr {address!r}: expected a whole path, like 'unix:/run/serfd/rpc.sock'",
+            )
+            for address in ("unix:", "unix:rpc.sock")
+        ),
+        (
+            f'rpc_addr = "unix:/{"x" * 107}"',
+            "rpc_addr: the path of the socket has 108 bytes, at most 107 are allowed: choose a "
+            "shorter one, like 'unix:/run/serfd/rpc.sock'",
+        ),
+        *(
+            (
+                f'rpc_socket_mode = "{mode}"',
+                f"rpc_socket_mode {mode!r} is not a mode like '0600' or '0660'",
+            )
+            for mode in ("", "0680", "rw-------", "01777", "60", "0o600", "٠600")
+        ),
+        (
+            'rpc_addr = "unix:/run/rpc.sock"\n[rpc_tls]\ncertificate = "c"\nprivate_key = "k"',
+            "rpc_tls and a unix rpc_addr exclude each other: TLS is for RPC over TCP",
+        ),
+        *(
+            (
+                f'[rpc_tls]\n{key} = "x"',
+                "certificate and private_key belong together: give both, or neither - at `rpc_tls`",
+            )
+            for key in ("certificate", "private_key")
+        ),
+        (
+            '[rpc_tls]\nclient_authority = "x"',
+            "client_authority needs a certificate and a private_key - at `rpc_tls`",
+        ),
+        (
+            '[rpc_tls]\ncertficate = "x"',
+            "unknown key 'certficate' in [rpc_tls]; did you mean 'certificate'?",
+        ),
         ('advertise = "[::1"', "advertise '[::1' is not an address like '[::1]:7946'"),
         ('advertise = "[::1]7"', "advertise '[::1]7' is not an address like '[::1]:7946'"),
+        (
+            f'cluster_label = "{"ü" * 128}"',
+            "cluster_label has 256 bytes of UTF-8, at most 255 are allowed",
+        ),
+        (
+            'cidrs_allowed = ["10.0.0.0/8", "10.0.0.0/33"]',
+            "cidrs_allowed: '10.0.0.0/33' is not a network like '10.0.0.0/8' or 'fd00::/8'",
+        ),
+        (
+            f'discover = "{"ü" * 29}"',
+            f"discover {'ü' * 29!r} cannot be part of a DNS name: expected at most 57 bytes of "
+            "UTF-8, and none of the parts between dots empty",
+        ),
+        (
+            'discover = "a..b"',
+            "discover 'a..b' cannot be part of a DNS name: expected at most 57 bytes of UTF-8, "
+            "and none of the parts between dots empty",
+        ),
+        (
+            'discover = "clu"\n[mdns]\ndisable_ipv4 = true\ndisable_ipv6 = true',
+            "Invalid mDNS configuration: both IPv4 and IPv6 are disabled",
+        ),
+        (
+            '[mdns]\ninterface = "eth0"',
+            "mDNS interface specified without enabling mDNS discovery: [mdns] has an interface, "
+            "but there is no `discover`",
+        ),
+        (
+            'cidrs_allowed = ["example.org"]',
+            "cidrs_allowed: 'example.org' is not a network like '10.0.0.0/8' or 'fd00::/8'",
+        ),
         ('[tags]\n"" = "x"', "tags: a tag needs a name, found an empty one"),
         ('encrypt_key = "?"', "encrypt_key is not base64; `serfctl keygen` prints a good key"),
         (
@@ -377,3 +465,43 @@ def test_keys_of_three_sizes_are_taken(size: int) -> None:
 def test_keys_of_other_sizes_are_refused(key: bytes) -> None:
     with pytest.raises(ValueError, match=f"^it holds {len(key)} bytes, expected 16, 24 or 32"):
         decode_key(base64.b64encode(key).decode(), what="it")
+
+
+@pytest.mark.parametrize(
+    ("rpc_addr", "path"),
+    [
+        ("unix:/run/serfd/rpc.sock", "/run/serfd/rpc.sock"),
+        (f"unix:/{'x' * 106}", f"/{'x' * 106}"),
+        ("127.0.0.1:7373", None),
+        ("unix", None),
+        ("", None),
+    ],
+)
+def test_an_rpc_address_may_be_the_path_of_a_socket(rpc_addr: str, path: str | None) -> None:
+    assert Config(rpc_addr=rpc_addr).rpc_socket == path
+
+
+@pytest.mark.parametrize("mode", ["0600", "660", "0777", "000"])
+def test_a_sockets_mode_is_octal_digits(mode: str) -> None:
+    assert Config(rpc_socket_mode=mode).rpc_socket_mode == mode
+
+
+@pytest.mark.parametrize(
+    ("entry", "network"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.1.2.3/8", "10.0.0.0/8"),
+        ("10.1.2.3", "10.1.2.3/32"),
+        ("fd00::/8", "fd00::/8"),
+        ("::ffff:10.0.0.0/104", "10.0.0.0/8"),
+        ("::ffff:10.1.2.3", "10.1.2.3/32"),
+        ("::/0", "::/0"),
+        ("::/96", "::/96"),
+    ],
+)
+def test_a_network_is_read_and_ipv4_is_ipv4_in_either_form(entry: str, network: str) -> None:
+    assert [str(one) for one in parse_networks([entry], key="k")] == [network]
+
+
+def test_a_label_of_the_greatest_length_is_taken() -> None:
+    assert Config(cluster_label="ü" * 127 + "x").cluster_label

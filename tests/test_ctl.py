@@ -5,10 +5,12 @@ import json
 import os
 import pty
 import signal
+import ssl
 import subprocess
 import sys
 
 import pytest
+from certificates import Authority
 from recorded_agent import HELLO, RecordedAgent, frames, reply
 from serfctl_runs import SERFCTL, member_map, no_environment, recorded, run, started
 
@@ -170,8 +172,8 @@ def test_nobody_listening_is_told_with_what_to_do(run):
     assert (code, out) == (1, "")
     assert err == (
         "Error connecting to Serf agent: dial tcp 127.0.0.1:1: connect: connection refused\n"
-        "Is serfd running there? If it is elsewhere, say where: -rpc-addr HOST:PORT or "
-        "SERF_RPC_ADDR.\n"
+        "Is serfd running there? If it is elsewhere, say where: -rpc-addr HOST:PORT or unix:PATH, "
+        "or SERF_RPC_ADDR.\n"
     )
 
 
@@ -183,6 +185,72 @@ def test_address_and_token_come_from_the_environment(run, monkeypatch):
     assert (code, err) == (0, "")
     assert out.startswith("n9  ")
     assert agent.received == frames("go-auth-ok", "client")
+
+
+@pytest.fixture
+def tls(tmp_path):
+    """An agent's side of TLS that asks for a certificate; files of the client's side."""
+    authority = Authority(tmp_path)
+    asking = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    asking.load_cert_chain(*authority.sign("server", "127.0.0.1"))
+    asking.verify_mode = ssl.CERT_REQUIRED
+    asking.load_verify_locations(authority.file)
+    certificate, key = authority.sign("alice", client=True)
+    return asking, {"ca": str(authority.file), "cert": str(certificate), "key": str(key)}
+
+
+def test_an_agent_is_asked_within_tls(run, tls):
+    asking, files = tls
+    options = [f"-rpc-tls-{name}={file}" for name, file in files.items()]
+    with RecordedAgent(frames("go-stats", "server"), hangs_up=True, tls=asking) as agent:
+        code, out, err = run("info", "-rpc-addr", agent.address, *options)
+    assert (code, err) == (0, "")
+    assert out.startswith("agent:\n\tname = n1\n")
+
+
+def test_files_for_tls_come_from_the_environment_unless_there_are_options(run, tls, monkeypatch):
+    asking, files = tls
+    for name, file in files.items():
+        monkeypatch.setenv(f"SERFD_RPC_TLS_{name.upper()}", file)
+    with RecordedAgent(frames("go-stats", "server"), hangs_up=True, tls=asking) as agent:
+        assert run("info", "-rpc-addr", agent.address)[0] == 0
+    with RecordedAgent(b"", tls=asking) as agent:
+        code, _, err = run("info", "-rpc-addr", agent.address, "-rpc-tls-ca", "none")
+    assert code == 1
+    assert "-rpc-tls-ca none: No such file or directory\n" in err
+
+
+@pytest.mark.parametrize(
+    ("options", "why"),
+    [
+        (["-rpc-tls-cert=c"], "-rpc-tls-cert is for TLS, which -rpc-tls-ca switches on: give both"),
+        (["-rpc-tls-key=k"], "-rpc-tls-key is the key of -rpc-tls-cert: give both."),
+        (
+            ["-rpc-tls-ca=a", "-rpc-tls-key=k"],
+            "-rpc-tls-key is the key of -rpc-tls-cert: give both",
+        ),
+    ],
+)
+def test_half_of_what_tls_needs_is_told(run, options, why):
+    code, out, err = run("members", *options)
+    assert (code, out) == (1, "")
+    assert err.startswith(why)
+    assert "Usage: serfctl members" in err
+
+
+def test_an_agent_is_asked_over_a_unix_socket(run, tmp_path, monkeypatch):
+    path = str(tmp_path / "rpc.sock")
+    for way in ("option", "environment"):
+        argv = ["info"]
+        with RecordedAgent(frames("go-stats", "server"), hangs_up=True, path=path) as agent:
+            if way == "option":
+                argv += ["-rpc-addr", agent.address]
+            else:
+                monkeypatch.setenv("SERF_RPC_ADDR", agent.address)
+            code, out, err = run(*argv)
+        assert (code, err) == (0, "")
+        assert out.startswith("agent:\n\tname = n1\n")
+        os.unlink(path)
 
 
 def test_options_win_over_the_environment(run, monkeypatch):
@@ -302,7 +370,7 @@ def test_the_help_of_a_command_says_everything_it_takes(run, name, argv):
 
 
 def test_commands_that_ask_an_agent_tell_of_the_environment():
-    asks_nobody = {"completion", "help", "keygen", "version"}
+    asks_nobody = {"completion", "help", "keygen", "plugin", "version"}
     for name, command in ctl.COMMANDS.items():
         told = "SERF_RPC_ADDR" in command.help() and "SERF_RPC_AUTH" in command.help()
         assert told is (name not in asks_nobody)
@@ -443,7 +511,7 @@ def test_at_a_terminal_a_long_wait_is_explained_and_can_be_interrupted():
 
 
 def test_it_starts_without_slow_imports():
-    slow = "argparse dataclasses enum json re selectors socket textwrap twisted typing"
+    slow = "argparse dataclasses enum json re selectors socket ssl textwrap twisted typing"
     with recorded("go-members-filtered-empty") as agent:
         code = (
             f"import sys; sys.path[:0] = {sys.path!r}; from serfd.ctl import main; "

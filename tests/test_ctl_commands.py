@@ -7,11 +7,20 @@ import pytest
 from recorded_agent import HELLO, RecordedAgent, frames, reply
 from serfctl_runs import member_map, no_environment, recorded, run, started
 
+from serfd.ctl_text import plugins_text
+
 __all__ = ["no_environment", "run"]
 
 KEY = "T9jncgl9mbLus+baTTa7q7nPSUrXwbDi2dhbtqir37s="
 OLD_KEY = "HvY8ubRZMgafUOWvrOadwOckVa1wN3QWAo46FVKbVN8="
 UNKNOWN_KEY = "kZyFABeAmc64UMTrm9XuKA1DgcnjNNLqqVQBOFBXYNs="
+
+
+PLUGIN = {
+    "Name": "hosts", "State": "running", "Source": "hosts.py", "Durable": False, "Calls": 12,
+    "Errors": 1, "Timeouts": 2, "Merged": 4, "Lost": 5, "Waiting": 6, "Seconds": 0.5,
+    "LastError": "",
+}  # fmt: skip
 
 
 def record(seq, sender, kind="ack", payload=None):
@@ -460,6 +469,33 @@ def test_the_version_is_written_as_json(run):
     assert json.loads(out)["protocol"] == {"max": 5, "min": 2}
 
 
+# Plugins.
+
+
+def test_plugins_are_listed_and_written_as_json(run):
+    body = {"Plugins": [PLUGIN]}
+    with RecordedAgent(HELLO + reply(2, "", body)) as agent:
+        code, out, err = run("plugins", "-rpc-addr", agent.address)
+    assert (code, err) == (0, "")
+    assert out == plugins_text([PLUGIN])
+    with RecordedAgent(HELLO + reply(2, "", body)) as agent:
+        code, out, err = run("plugins", "-format=json", "-rpc-addr", agent.address)
+    (found,) = json.loads(out)["plugins"]
+    assert (found["name"], found["last_error"]) == ("hosts", "")
+    with RecordedAgent(HELLO + reply(2, "", {"Plugins": []})) as agent:
+        assert run("plugins", "-rpc-addr", agent.address) == (0, "No plugins run.\n", "")
+
+
+def test_an_agent_that_knows_no_plugins_is_told_from_an_error(run):
+    with RecordedAgent(HELLO + reply(2, "Unsupported command")) as agent:
+        code, out, err = run("plugins", "-rpc-addr", agent.address)
+    assert (code, out) == (1, "")
+    assert err == (
+        "Error querying agent: Unsupported command\n"
+        "The agent does not know it: it is not serfd, or another version.\n"
+    )
+
+
 # Status.
 
 
@@ -488,6 +524,7 @@ def test_a_status_says_whether_there_is_a_problem(run, members, code, told):
         ("status", {"agent": {"name": "n1"}}),
         ("status", {"agent": {"name": "n1"}, "serf": {"health_score": "high"}}),
         ("rtt x", {}),
+        ("plugins", {"Plugins": [{"Name": 5}]}),
         ("keys -list", {"NumNodes": 1, "Keys": 5}),
         ("keys -list", {"Messages": 5}),
         ("keys -list -format=json", {"Messages": {}}),

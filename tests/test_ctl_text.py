@@ -194,6 +194,11 @@ FAILED = [member_map(f"n{i}", Status="failed") for i in range(10, 23)]
                 "2 internal errors: see its log",
             ],
         ),
+        (
+            {**stats(), "plugins": {"a": "running: 1 call", "b": "failing: 9 calls"}},
+            [HERE, THERE],
+            ["plugin b is failing: see serfctl plugins"],
+        ),
     ],
 )
 def test_a_status_names_its_problems(stats, members, problems):
@@ -228,3 +233,20 @@ def test_a_status_fits_on_a_screen():
     ]
     assert lines[-1] == "               and 3 more"
     assert len(lines) == 17
+
+
+PLUGIN = {
+    "Name": "hosts", "State": "running", "Source": "/p/hosts.py (plugin_dirs)", "Durable": False,
+    "Calls": 12, "Errors": 1, "Timeouts": 2, "Merged": 4, "Lost": 5, "Waiting": 6, "Seconds": 0.5,
+    "LastError": "",
+}  # fmt: skip
+
+
+def test_plugins_stand_in_columns_and_their_last_errors_below():
+    failing = PLUGIN | {"Name": "x\n", "State": "failing", "Durable": True, "LastError": "no\tluck"}
+    assert ctl_text.plugins_text([PLUGIN, failing]).splitlines() == [
+        "NAME   STATE             CALLS  ERRORS  LOST  WAITING  SOURCE",
+        "hosts  running           12     3       5     6        /p/hosts.py (plugin_dirs)",
+        "x\\n    failing, durable  12     3       5     6        /p/hosts.py (plugin_dirs)",
+        "Last error of x\\n: no\\tluck",
+    ]

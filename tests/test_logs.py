@@ -1,7 +1,9 @@
 import io
+import json
 import logging
 import os
 import re
+import socket
 import threading
 import time
 import warnings
@@ -11,8 +13,21 @@ from twisted.internet.defer import fail
 from twisted.logger import Logger, LogLevel
 
 from serfd import logs
-from serfd.config import LOG_LEVELS
-from serfd.logs import LEVELS, LINES_KEPT, TRACE, LogRing, line_of, set_level, set_up
+from serfd.config import LOG_LEVELS, SYSLOG_FACILITIES, SYSLOG_PATHS
+from serfd.errors import ConfigError
+from serfd.logs import (
+    LEVELS,
+    LINES_KEPT,
+    SYSLOG_SIZE_MAX,
+    TRACE,
+    Foreign,
+    LogRing,
+    Syslog,
+    json_of,
+    line_of,
+    set_level,
+    set_up,
+)
 
 LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(TRACE|DEBUG|INFO|WARN|ERR)\] [a-z.0-9]+: .*")
 
@@ -24,6 +39,8 @@ def logging_as_before():
     names = ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
     switches = {name: getattr(logging, name) for name in names}
     yield
+    others = logging.getLogger()
+    others.handlers[:] = [h for h in others.handlers if not isinstance(h, Foreign)]
     root.setLevel(before[0])
     root.propagate, root.handlers[:] = before[1:]
     for name, value in switches.items():
@@ -52,6 +69,20 @@ def kept(ring, level=0):
     lines = []
     ring.attach(level, lines.append)()
     return [line[20:] for line in lines]
+
+
+def test_what_is_held_back_is_shown_later_in_its_order_or_never(console, log):
+    ring = set_up("INFO", console, held=True)
+    log.info("one")
+    log.debug("not for the console")
+    log.warning("two")
+    assert console.getvalue() == ""
+    assert len(kept(ring)) == 3
+    logs.show_held()
+    log.info("three")
+    assert [line[20:] for line in console.getvalue().splitlines()] == [
+        "[INFO] serf.n1: one", "[WARN] serf.n1: two", "[INFO] serf.n1: three",
+    ]  # fmt: skip
 
 
 # The line.
@@ -314,6 +345,254 @@ def test_a_stream_that_is_no_file_is_for_people(console, log, monkeypatch):
     set_up("INFO", console)
     log.info("x")
     assert LINE.fullmatch(console.getvalue().strip())
+
+
+# JSON.
+
+
+def test_an_object_has_time_level_component_and_message():
+    made = record("%s failed", "n2", level=logging.WARNING, created=1795404099.123456)
+    assert json.loads(json_of(made)) == {
+        "time": "2026-11-23T03:21:39.123456Z",
+        "level": "WARN",
+        "component": "agent",
+        "message": "n2 failed",
+    }
+
+
+def test_a_fraction_that_rounds_up_is_still_a_time():
+    made = record("x", created=1795404099.9999998)
+    assert json.loads(json_of(made))["time"] == "2026-11-23T03:21:40.000000Z"
+
+
+def test_an_object_is_one_line_of_ascii_with_the_traceback_apart():
+    try:
+        raise KeyError("n\udcff é")
+    except KeyError as error:
+        made = record("first\nsecond \udcff é", exc_info=(KeyError, error, error.__traceback__))
+    shown = json_of(made)
+    assert shown.isascii()
+    assert "\n" not in shown
+    held = json.loads(shown)
+    assert held["message"] == "first\nsecond \\udcff é"
+    assert held["traceback"].startswith("Traceback (most recent call last):\n")
+    assert held["traceback"].endswith("KeyError: 'n\\udcff é'")
+
+
+def test_the_console_shows_objects_and_the_ring_lines(console, log):
+    ring = set_up("INFO", console, as_json=True)
+    log.debug("hidden")
+    log.info("joined\nand more")
+    [shown] = console.getvalue().splitlines()
+    assert json.loads(shown)["message"] == "joined\nand more"
+    assert kept(ring)[-1] == "[INFO] serf.n1: joined\nand more"
+
+
+def test_the_journal_gets_objects_with_their_priority_in_front(file, log, monkeypatch):
+    status = os.fstat(file.fileno())
+    monkeypatch.setenv("JOURNAL_STREAM", f"{status.st_dev}:{status.st_ino}")
+    set_up("INFO", file, as_json=True)
+    log.error("first\nsecond")
+    [shown] = shown_in(file)
+    assert shown.startswith("<3>{")
+    assert json.loads(shown.removeprefix("<3>"))["message"] == "first\nsecond"
+
+
+# Syslog.
+
+
+class Server:
+    """The other end of a syslog socket."""
+
+    def __init__(self, path, kind=socket.SOCK_DGRAM):
+        self.path, self._socket = str(path), socket.socket(socket.AF_UNIX, kind)
+        self._socket.bind(self.path)
+        self._connection = self._socket
+        if kind == socket.SOCK_STREAM:
+            self._socket.listen(1)
+        self._kind = kind
+
+    def read(self):
+        """What has come so far; datagrams are put behind each other."""
+        if self._kind == socket.SOCK_STREAM and self._connection is self._socket:
+            self._connection, _ = self._socket.accept()
+        self._connection.settimeout(0)
+        found = b""
+        try:
+            while piece := self._connection.recv(1 << 20):
+                found += piece
+        except BlockingIOError:
+            pass
+        return found.decode()
+
+    def close(self):
+        self._connection.close()
+        self._socket.close()
+        os.unlink(self.path)
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a syslog of that kind."""
+    started = []
+
+    def start(kind=socket.SOCK_DGRAM, name="log"):
+        started.append(Server(tmp_path / name, kind))
+        return started[-1]
+
+    yield start
+    for server in started:
+        if os.path.exists(server.path):
+            server.close()
+
+
+def test_syslog_is_sought_where_a_real_agent_seeks_it():
+    assert SYSLOG_PATHS == ("/dev/log", "/var/run/syslog", "/var/run/log")
+    assert len(SYSLOG_FACILITIES) == 20
+
+
+@pytest.mark.parametrize(
+    ("facility", "level", "pri"),
+    [
+        ("LOCAL0", TRACE, 135),
+        ("LOCAL0", logging.DEBUG, 134),
+        ("LOCAL0", logging.INFO, 133),
+        ("local0", logging.WARNING, 132),
+        ("Local7", logging.ERROR, 187),
+        ("KERN", logging.ERROR, 3),
+        ("DAEMON", logging.CRITICAL, 27),
+    ],
+)
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_line_to_syslog_is_as_a_real_agents(start, kind, facility, level, pri):
+    server = start(kind)
+    syslog = Syslog(facility, [server.path])
+    moment = time.mktime((2026, 11, 3, 3, 21, 39, 0, 0, -1))
+    syslog.handle(record("%s starts [ERR] x", "é\udcff", level=level, created=moment + 0.5))
+    syslog.close()
+    assert server.read() == (
+        f"<{pri}>Nov  3 03:21:39 serfd[{os.getpid()}]: agent: é\\udcff starts [ERR] x\n"
+    )
+
+
+def test_datagrams_are_tried_before_streams_and_paths_in_order(start, tmp_path):
+    stream = start(socket.SOCK_STREAM, "first")
+    second, third = start(name="second"), start(name="third")
+    syslog = Syslog("USER", [str(tmp_path / "none"), stream.path, second.path, third.path])
+    syslog.handle(record("x"))
+    syslog.close()
+    assert second.read().endswith("agent: x\n")
+    assert third.read() == ""
+
+
+def test_without_a_syslog_it_is_said_what_to_do(tmp_path):
+    paths = [str(tmp_path / "one"), str(tmp_path / "two")]
+    with pytest.raises(ConfigError) as caught:
+        Syslog("LOCAL0", paths)
+    assert str(caught.value) == (
+        f"Syslog setup failed: nobody listens at {paths[0]}, {paths[1]}; start a syslog service, "
+        "or set enable_syslog = false"
+    )
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_syslog_that_is_started_anew_is_found_again(start, kind, console, log):
+    server = start(kind)
+    syslog = Syslog("LOCAL0", [server.path])
+    set_up("INFO", console, syslog=syslog)
+    log.info("one")
+    assert server.read().endswith("serf.n1: one\n")
+    server.close()
+    # A stream may take a line that nobody reads any more.
+    while not syslog.dropped:
+        log.info("lost")
+    server = start(kind)
+    log.info("two")
+    assert re.sub(r"<.*?\]: ", "", server.read()) == (
+        "serf.n1: two\nagent: syslog did not take 1 lines\n"
+    )
+    assert "[WARN] agent: syslog did not take 1 lines" in console.getvalue()
+    syslog.close()
+
+
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_a_syslog_that_does_not_read_costs_lines_but_no_time(start, kind):
+    server = start(kind)
+    syslog = Syslog("LOCAL0", [server.path])
+    sent = 0
+    while not syslog.dropped:
+        sent += 1
+        syslog.handle(record("line %d %s", sent, "x" * 1000))
+    for _ in range(5):
+        syslog.handle(record("nor this"))
+    lost = syslog.dropped
+    lines = server.read()
+    syslog.handle(record("the end"))
+    lines += server.read()
+    syslog.close()
+    # No line is torn, and only those counted are missing.
+    found = [line.partition("agent: ")[2] for line in lines.splitlines()]
+    whole = [f"line {n} " + "x" * 1000 for n in range(1, sent)]
+    assert found[-1] == "the end"
+    assert found[:-1] == whole
+    assert lost == 6
+    assert syslog.dropped == lost
+
+
+def test_a_line_that_is_too_long_is_cut(start):
+    server = start()
+    syslog = Syslog("LOCAL0", [server.path])
+    syslog.handle(record("x" * (1 << 20)))
+    syslog.close()
+    shown = server.read()
+    assert len(shown) == SYSLOG_SIZE_MAX
+    assert shown.endswith("xxx\n")
+
+
+def test_syslog_has_the_consoles_level_and_stays_text(start, console, log):
+    server = start()
+    set_up("WARN", console, as_json=True, syslog=Syslog("LOCAL0", [server.path]))
+    log.info("hidden")
+    log.warning("shown")
+    set_level("debug")
+    log.debug("shown too")
+    logging.getLogger("serfd").handlers[-1].close()
+    assert [line.partition("]: ")[2] for line in server.read().splitlines()] == [
+        "serf.n1: shown",
+        "serf.n1: shown too",
+    ]
+
+
+# Others.
+
+
+def test_warnings_of_other_libraries_are_shown_under_their_loggers_names(console, start):
+    server = start()
+    syslog = Syslog("LOCAL0", [server.path])
+    ring = set_up("TRACE", console, syslog=syslog)
+    other = logging.getLogger("urllib3.pool")
+    other.setLevel(logging.DEBUG)
+    other.info("hidden")
+    other.warning("is full")
+    syslog.close()
+    assert kept(ring)[-1] == "[WARN] urllib3.pool: is full"
+    assert console.getvalue().count("urllib3") == 1
+    assert console.getvalue().endswith("[WARN] urllib3.pool: is full\n")
+    assert server.read().endswith("]: urllib3.pool: is full\n")
+
+
+def test_set_up_again_shows_warnings_of_others_once(console):
+    set_up("INFO", io.StringIO())
+    set_up("INFO", console)
+    logging.getLogger("other").error("once")
+    assert console.getvalue().count("once") == 1
+
+
+def test_the_level_holds_for_others_too(console):
+    ring = set_up("ERR", console)
+    logging.getLogger("other").warning("hidden")
+    assert console.getvalue() == ""
+    assert kept(ring)[-1] == "[WARN] other: hidden"
 
 
 # Twisted.

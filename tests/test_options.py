@@ -47,6 +47,12 @@ def test_options_stand_anywhere_and_are_written_as_serfs(words, values, argument
     assert parsed.arguments == arguments
 
 
+def test_an_option_may_add_to_the_list_of_another():
+    options = (Option("config", "FILE", many=True), Option("dir", "D", many=True, into="config"))
+    parsed = parse(["-dir=1", "-config", "2", "-dir", "3"], options)
+    assert parsed.values == {"config": ["1", "2", "3"]}
+
+
 NUMBERS = (Option("n", "N"), Option("wait", "DURATION"))
 
 

@@ -116,6 +116,6 @@ def test_the_unit_agrees_with_the_program() -> None:
     program, *arguments = shlex.split(service["ExecStart"])
     assert Path(program).name == "serfd"
     given = options.parse(arguments, daemon.OPTIONS)
-    assert given.values == {"config-dir": ["/etc/serfd"]}
+    assert given.values == {"config": ["/etc/serfd"]}
     assert service["Type"] == "notify"
     assert service["SuccessExitStatus"] == str(EXIT_NOT_LEFT)

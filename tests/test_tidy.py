@@ -6,14 +6,17 @@ import tomllib
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import msgspec
 import pytest
 
 import serfd
 from serfd import config
-from serfd.config import Config, GossipConfig, load
+from serfd.config import Config, GossipConfig, MdnsConfig, RpcTlsConfig, load
 from serfd.hooks import loader
+from serfd.metrics import Metrics
 
 ROOT = Path(__file__).parents[1]
 EXAMPLE = ROOT / "conf" / "serfd.toml"
@@ -29,8 +32,8 @@ TESTED_ELSEWHERE = {
     "serfd/serf/common.py",
 }
 
-_SETTING = re.compile(r"#?([a-z_]+) = ")
-_COMMENTED_OUT = re.compile(r"^#(?=[a-z_]+ = )", re.MULTILINE)
+_SETTING = re.compile(r"#?([a-z0-9_]+) = ")
+_COMMENTED_OUT = re.compile(r"^#(?=[a-z0-9_]+ = )", re.MULTILINE)
 
 
 def project_files() -> Iterator[Path]:
@@ -109,7 +112,14 @@ def test_the_example_names_every_setting() -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "prefix"), [(Config, ""), (GossipConfig, "gossip.")], ids=["Config", "[gossip]"]
+    ("settings", "prefix"),
+    [
+        (Config, ""),
+        (GossipConfig, "gossip."),
+        (MdnsConfig, "mdns."),
+        (RpcTlsConfig, "rpc_tls."),
+    ],
+    ids=["Config", "[gossip]", "[mdns]", "[rpc_tls]"],
 )
 def test_the_example_says_of_each_setting_what_the_code_says(settings: type, prefix: str) -> None:
     said, meant = comments(), docstrings(settings)
@@ -124,7 +134,8 @@ def test_the_example_shows_the_script_plugin_with_all_its_settings() -> None:
     start = lines.index("#   [plugins.script]")
     shown = tomllib.loads("\n".join(line.removeprefix("#") for line in lines[start:]))
     table = shown["plugins"]["script"]
-    made = loader.load(Config(plugins={"script": table}), agent=None)  # type: ignore[arg-type]
+    node: Any = SimpleNamespace(metrics=Metrics())
+    made = loader.load(Config(plugins={"script": table}), agent=node)
     settings = type(made[0].plugin).Settings  # type: ignore[attr-defined]
     assert table.keys() == set(settings.__struct_fields__)
     read = msgspec.convert(table, settings, dec_hook=config._duration)

@@ -65,10 +65,17 @@ class Answering:
 class Asking:
     """This node exchanges its state with a peer's; for a join or in its regular turn."""
 
-    __slots__ = ("join",)
+    __slots__ = ("join", "tried")
 
-    def __init__(self, join: JoinRun | None) -> None:
+    def __init__(self, join: JoinRun | None, tried: tuple[bytes, ...] = ()) -> None:
+        """`tried`: the keys that this join has tried at this address, the last one now."""
         self.join = join
+        self.tried = tried
+
+    @property
+    def other_key(self) -> bytes | None:
+        """The key that seals, if the peer could not open what the primary sealed."""
+        return self.tried[-1] if len(self.tried) > 1 else None
 
 
 class PingingByStream:
@@ -86,12 +93,18 @@ Purpose: TypeAlias = Answering | Asking | PingingByStream
 class Exchange:
     """One open stream: why it is open, and what has been read of it."""
 
-    __slots__ = ("end", "head", "peer", "purpose", "reader", "states", "stream")
+    __slots__ = ("end", "head", "opened_at", "peer", "purpose", "reader", "states", "stream")
 
     def __init__(
-        self, stream: StreamId, peer: Address, reader: StreamReader, purpose: Purpose
+        self,
+        stream: StreamId,
+        peer: Address,
+        reader: StreamReader,
+        purpose: Purpose,
+        opened_at: float,
     ) -> None:
         self.stream = stream
+        self.opened_at = opened_at
         self.peer = peer
         self.reader = reader
         self.purpose = purpose
@@ -104,7 +117,9 @@ class Exchange:
 class Merge:
     """A peer's full state on its way into this node's, a slice at a time."""
 
-    __slots__ = ("_states", "join", "news", "peer", "present", "user_state", "with_join")
+    __slots__ = (
+        "_states", "join", "news", "other_key", "peer", "present", "user_state", "with_join",
+    )  # fmt: skip
 
     def __init__(self, exchange: Exchange, user_state: bytes, *, news: bool, present: int) -> None:
         """`news`: somebody other than the peer may not know of these members yet.
@@ -116,6 +131,7 @@ class Merge:
         purpose = exchange.purpose
         self.peer = exchange.peer
         self.join = purpose.join if isinstance(purpose, Asking) else None
+        self.other_key = purpose.other_key if isinstance(purpose, Asking) else None
         self.with_join = exchange.head.join
         # In reverse, so that what is taken is freed.
         self._states = exchange.states[::-1]

@@ -62,6 +62,11 @@ class Suspicion:
         return self._confirmations
 
     @property
+    def is_confirmed(self) -> bool:
+        """Whether as many others accused it as were needed."""
+        return self._confirmations >= self._needed
+
+    @property
     def deadline(self) -> float:
         """When it is declared dead unless it refutes."""
         if self._needed == 0:
@@ -73,7 +78,7 @@ class Suspicion:
 
     def confirm(self, accuser: str) -> bool:
         """Note one more accuser. True if it counts: someone new, and not enough yet (7.3)."""
-        if self._confirmations >= self._needed or accuser in self._accusers:
+        if self.is_confirmed or accuser in self._accusers:
             return False
         self._accusers.add(accuser)
         self._confirmations += 1

@@ -148,6 +148,7 @@ class MemberTable:
         self._peers: dict[str, Peer] = {local.name: local}
         self._order: list[Peer] = [local]
         self._probe_index = 0
+        self._gossip_index = 0
         self._present = 0
         self.leaving = False
         """This node has said goodbye: rumours that it is alive are ignored from now on."""
@@ -305,20 +306,27 @@ class MemberTable:
 
         return self._choose(k, rng, suits)
 
-    def choose_to_gossip(self, k: int, rng: Random, *, died_after: float) -> list[Peer]:
-        """Up to `k` random members to tell news: present ones, and those that died after then.
+    def next_to_gossip(self, k: int, *, died_after: float) -> list[Peer]:
+        """The next `k` members to tell news: present ones, and those that died after then.
 
         The recently dead are told too, so that they can refute; never those that left
-        (gossip.md 8.4).
+        (gossip.md 8.4). It is each one's turn in the random order of the probes: chosen anew by
+        chance, as real agents do, one in a small cluster would be missed by all copies of a
+        message now and then.
         """
-        local = self._local
-
-        def suits(peer: Peer) -> bool:
+        chosen: list[Peer] = []
+        order = self._order
+        for _ in range(len(order)):
+            if len(chosen) == k:
+                break
+            self._gossip_index = (self._gossip_index + 1) % len(order)
+            peer = order[self._gossip_index]
             if peer.state <= State.SUSPECT:
-                return peer is not local
-            return peer.state is State.DEAD and peer.changed_at >= died_after
-
-        return self._choose(k, rng, suits)
+                if peer is not self._local:
+                    chosen.append(peer)
+            elif peer.state is State.DEAD and peer.changed_at >= died_after:
+                chosen.append(peer)
+        return chosen
 
     def states(self) -> Iterator[NodeState]:
         """Every entry as a push/pull carries it."""

@@ -15,6 +15,7 @@ from typing import Protocol, TypeAlias
 from serfd.config import GossipConfig
 from serfd.effects import Address, Close, Connect, Effect, NonceSource, SendPacket, StreamId, Write
 from serfd.errors import WireError
+from serfd.gossip.allow_list import AllowList
 from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
 from serfd.gossip.exchange import (
     Answering,
@@ -40,6 +41,7 @@ from serfd.gossip.member_table import (
     versions_misfit,
 )
 from serfd.gossip.probe import Probe, RelayedPing
+from serfd.metrics import Metrics
 from serfd.timers import Timers
 from serfd.wire.envelope import Envelope
 from serfd.wire.packet import PacketCodec
@@ -97,6 +99,10 @@ RELAYS_MAX = 1024
 """Pings on behalf of others that are open at once."""
 QUEUE_MAX = 32_768
 """Membership news waiting to be sent; far more than a cluster of 5,000 makes at once."""
+KEY_UNKNOWN = "o installed keys could decrypt the message"
+"""A peer's word for a stream that none of its keys opens; old agents begin it with a capital."""
+UNDERSTOOD_TURNS = 10
+"""Probe intervals without an ack after which nobody seems to understand this node."""
 DROP_LOG_INTERVAL = 1.0
 """Seconds between two log lines about dropped input; a flood must not flood the log."""
 
@@ -230,6 +236,9 @@ class Delegate(Protocol):
     def ping_completed(self, peer: Peer, rtt: float, payload: bytes) -> None:
         """A probe was answered directly, after `rtt` seconds, with this payload."""
 
+    def other_key_understood(self, key: bytes) -> None:
+        """A join succeeded with this key, not with the primary, which no member understands."""
+
     def join_over(self, join: JoinRun) -> None:
         """Every address of a join has answered or failed."""
 
@@ -249,12 +258,14 @@ class Memberlist:
         port: int,
         versions: bytes,
         envelope: Envelope,
+        allow_list: AllowList,
         broadcast_timeout: float,
         delegate: Delegate,
         effects: list[Effect],
         now: float,
         rng: Random,
         nonce: NonceSource,
+        metrics: Metrics,
         log: logging.Logger,
     ) -> None:
         """`addr`, `port`: the advertised address; `effects`: the list it appends to."""
@@ -263,10 +274,12 @@ class Memberlist:
         self._effects = effects
         self._envelope = envelope
         self._codec = PacketCodec(envelope)
+        self._allow_list = allow_list
         self._broadcast_timeout = broadcast_timeout
         self._now = now
         self._rng = rng
         self._nonce = nonce
+        self._metrics = metrics
         self._log = log
         self._local = Peer(name, addr, port, delegate.node_meta(), versions)
         self.table = MemberTable(self._local, reclaim_time=config.dead_node_reclaim_time)
@@ -276,6 +289,7 @@ class Memberlist:
         self._suspicions: dict[str, Suspicion] = {}
         self._probe: Probe | None = None
         self._probe_missed = False
+        self._acked_at = -math.inf
         self._relays: dict[int, RelayedPing | Alive] = {}
         """Pings beside the probe: for others, and to who claims this node's name."""
         self._seq = 0
@@ -285,6 +299,7 @@ class Memberlist:
         self._merges: list[Merge] = []
         self._gossip_interval: float = config.gossip_interval
         self._gossiped_at = -math.inf
+        self._others_first = False
         self._claims: dict[str, Alive] = {}
         self.dropped = 0
         """Packets, parts and streams that were not understood."""
@@ -295,6 +310,8 @@ class Memberlist:
         """Come alive. Once, before any input."""
         self._now = now
         self._spread(self.table.start(now))
+        self._metrics.count("memberlist.msg.alive")
+        self._change_health(0)
         self._delegate.member_joined(self._local)
         self._timers.set(ProbeDue(), now + self._config.probe_interval)
         interval = self._config.push_pull_interval
@@ -306,6 +323,7 @@ class Memberlist:
     def packet_received(self, now: float, data: bytes, source: Address) -> None:
         """A datagram came in."""
         self._now = now
+        self._metrics.count("memberlist.udp.received", len(data))
         try:
             messages, faults = self._codec.open(data)
         except WireError as error:
@@ -325,8 +343,9 @@ class Memberlist:
             self._effects.append(Close(stream))
             return stream
         self._accepted += 1
+        self._metrics.count("memberlist.tcp.accept")
         reader = StreamReader(self._envelope, accepting=True)
-        self._streams[stream] = Exchange(stream, peer, reader, Answering())
+        self._streams[stream] = Exchange(stream, peer, reader, Answering(), now)
         self._timers.set(StreamOverdue(stream), now + self._config.tcp_timeout)
         return stream
 
@@ -396,6 +415,7 @@ class Memberlist:
         """Announce `node_meta` anew; `broadcast_over` when it is passed on."""
         self._now = now
         self._spread(self.table.update_self(self._delegate.node_meta()), ticket=ticket)
+        self._metrics.count("memberlist.msg.alive")
         self._delegate.member_updated(self._local)
         self.await_broadcast(ticket)
 
@@ -408,6 +428,7 @@ class Memberlist:
         decision = self.table.dead(farewell, now)
         assert isinstance(decision, Gone)
         self._spread(farewell, ticket=ticket)
+        self._metrics.count("memberlist.msg.dead")
         self._delegate.member_left(self._local)
         self.await_broadcast(ticket)
 
@@ -471,7 +492,12 @@ class Memberlist:
             case Ack():
                 self._answered(message)
             case Alive():
-                self._alive(message)
+                # Of a packet its sender counts too, though it may only pass the news on.
+                refusal = self._allow_list.refusal(source.host)
+                if refusal is not None:
+                    self._drop("message", source, f"its sender {refusal}")
+                elif self._is_let_in(message, source):
+                    self._alive(message)
             case Suspect():
                 self._suspect(message)
             case Dead():
@@ -483,6 +509,16 @@ class Memberlist:
             case Nack(seq):
                 if self._probe is not None and self._probe.seq == seq:
                     self._probe.nacks += 1
+
+    def _is_let_in(self, rumour: Alive, source: Address) -> bool:
+        """Whether the allow list has its address, if that is new here (gossip.md 5.3, 5.8)."""
+        peer = self.table.get(rumour.node)
+        if peer is not None and peer.addr == rumour.addr:
+            return True
+        refusal = self._allow_list.refusal(rumour.addr)
+        if refusal is not None:
+            self._drop("member", source, f"{rumour.node!r} at {refusal}")
+        return refusal is None
 
     def _alive(self, rumour: Alive) -> None:
         if rumour.port == 0:
@@ -502,6 +538,7 @@ class Memberlist:
             case Revived(peer, joined, updated):
                 self._forget_suspicion(peer.name)
                 self._spread(rumour)
+                self._metrics.count("memberlist.msg.alive")
                 if joined:
                     self._claims.pop(peer.name, None)
                     self._delegate.member_joined(peer)
@@ -521,6 +558,7 @@ class Memberlist:
                     self._spread(rumour)
                     self._timers.set(SuspicionExpired(peer.name), suspicion.deadline)
             case Suspected(peer):
+                self._metrics.count("memberlist.msg.suspect")
                 self._start_suspicion(peer, rumour)
 
     def _dead(self, rumour: Dead) -> None:
@@ -533,6 +571,7 @@ class Memberlist:
             case Gone(peer):
                 self._forget_suspicion(peer.name)
                 self._spread(rumour)
+                self._metrics.count("memberlist.msg.dead")
                 self._delegate.member_left(peer)
                 # A restarted node may have claimed the name from a new address before the old
                 # one was known to be dead: it need not wait for its next state exchange.
@@ -543,7 +582,7 @@ class Memberlist:
     def _refute(self, incarnation: int, what: str) -> None:
         alive = self.table.refute(incarnation)
         self._log.warning("Refuting %s (incarnation now %d)", what, alive.incarnation)
-        self.awareness.apply(+1)
+        self._change_health(+1)
         self._spread(alive)
 
     def _spread(self, news: Alive | Suspect | Dead, *, ticket: Hashable | None = None) -> None:
@@ -594,6 +633,8 @@ class Memberlist:
             self._now - suspicion.started,
             suspicion.confirmations,
         )
+        if not suspicion.is_confirmed:
+            self._metrics.count("memberlist.degraded.timeout")
         self._dead(Dead(peer.incarnation, name, self._local.name))
 
     # Probing.
@@ -611,6 +652,8 @@ class Memberlist:
             return
         interval = self.awareness.scale(self._config.probe_interval)
         self._probe = probe = Probe(peer, self._next_seq(), self._now, interval)
+        if self.awareness.score:
+            self._metrics.count("memberlist.degraded.probe")
         ping = self._ping(probe.seq, peer.name)
         if peer.state is State.SUSPECT:
             # The suspect hears of it at once, and can refute (Lifeguard §IV.C).
@@ -655,13 +698,18 @@ class Memberlist:
     def _end_probe(self, health_change: int) -> None:
         assert self._probe is not None
         seq = self._probe.seq
+        self._metrics.sample("memberlist.probeNode", self._now - self._probe.started)
         self._probe = None
         self._timers.cancel(AckOverdue(seq))
         self._timers.cancel(ProbeOverdue(seq))
-        self.awareness.apply(health_change)
+        self._change_health(health_change)
         if self._probe_missed:
             self._probe_missed = False
             self._timers.set(ProbeDue(), self._now)
+
+    def _change_health(self, change: int) -> None:
+        self.awareness.apply(change)
+        self._metrics.gauge("memberlist.health.score", self.awareness.score)
 
     def _answered(self, ack: Ack) -> None:
         probe = self._probe
@@ -669,6 +717,7 @@ class Memberlist:
             if ack.payload and AckOverdue(ack.seq) in self._timers:
                 # Only a direct answer tells of the way between the two.
                 self._delegate.ping_completed(probe.peer, self._now - probe.started, ack.payload)
+            self._acked_at = self._now
             self._end_probe(-1)
             return
         relay = self._relays.pop(ack.seq, None)
@@ -733,8 +782,8 @@ class Memberlist:
     def _gossip(self) -> None:
         self._gossiped_at = self._now
         config = self._config
-        peers = self.table.choose_to_gossip(
-            config.gossip_nodes, self._rng, died_after=self._now - config.gossip_to_the_dead_time
+        peers = self.table.next_to_gossip(
+            config.gossip_nodes, died_after=self._now - config.gossip_to_the_dead_time
         )
         budget = config.packet_size_max - 2 - self._codec.overhead
         for peer in peers:
@@ -747,19 +796,34 @@ class Memberlist:
             self.news()
 
     def _fill(self, budget: int) -> list[bytes]:
-        """News for one packet of `budget` bytes; each counts as sent once (gossip.md 8.2)."""
-        parts: list[bytes] = []
-        if len(self.queue):
-            parts = self.queue.take(
-                budget, overhead=2, transmits_max=self.retransmit_limit, count=PARTS_MAX - 1
-            )
-            budget -= sum(map(len, parts)) + 2 * len(parts)
-            self._settle()
-        if budget > 3 and self._delegate.broadcasts_waiting():
-            room = PARTS_MAX - 1 - len(parts)
-            for message in self._delegate.broadcasts(overhead=3, limit=budget, count=room):
-                parts.append(b"\x08" + message)
+        """News for one packet of `budget` bytes; each counts as sent once (gossip.md 8.2).
+
+        Membership and the layer above choose first by turns, so that neither starves the other;
+        in a real agent membership always does.
+        """
+        self._others_first = not self._others_first
+        room = PARTS_MAX - 1
+        if self._others_first:
+            others = self._take_others(budget, room)
+            left = budget - sum(map(len, others)) - 2 * len(others)
+            return others + self._take_membership(left, room - len(others))
+        parts = self._take_membership(budget, room)
+        left = budget - sum(map(len, parts)) - 2 * len(parts)
+        return parts + self._take_others(left, room - len(parts))
+
+    def _take_membership(self, budget: int, count: int) -> list[bytes]:
+        if not len(self.queue):
+            return []
+        limit = self.retransmit_limit
+        parts = self.queue.take(budget, overhead=2, transmits_max=limit, count=count)
+        self._settle()
         return parts
+
+    def _take_others(self, budget: int, count: int) -> list[bytes]:
+        if budget <= 3 or not self._delegate.broadcasts_waiting():
+            return []
+        messages = self._delegate.broadcasts(overhead=3, limit=budget, count=count)
+        return [b"\x08" + message for message in messages]
 
     def _send_with_news(self, message: bytes, to: Address) -> None:
         if len(self.queue) or self._delegate.broadcasts_waiting():
@@ -775,6 +839,7 @@ class Memberlist:
     ) -> None:
         data = self._codec.seal(parts, crc=crc, nonce=self._nonce, pack=pack)
         self._effects.append(SendPacket(data, to))
+        self._metrics.count("memberlist.udp.sent", len(data))
 
     def exchange_soon(self) -> None:
         """News may have been missed: exchange state with somebody now."""
@@ -798,28 +863,35 @@ class Memberlist:
 
     def _ask_next(self, run: JoinRun) -> None:
         for address in run.next_addresses():
-            self._open(address, Asking(run), until=self._now + self._config.tcp_timeout)
+            tried = self._envelope.keyring.keys[:1]
+            self._open(address, Asking(run, tried), until=self._now + self._config.tcp_timeout)
         if run.is_over:
             self._delegate.join_over(run)
 
     def _open(self, to: Address, purpose: Asking | PingingByStream, *, until: float) -> None:
         stream = self._next_stream()
         reader = StreamReader(self._envelope, accepting=False)
-        self._streams[stream] = Exchange(stream, to, reader, purpose)
+        self._streams[stream] = Exchange(stream, to, reader, purpose, self._now)
+        self._metrics.count("memberlist.tcp.connect")
         self._timers.set(StreamOverdue(stream), until)
+        key = None
         if isinstance(purpose, Asking):
             body = self._own_state(join=purpose.join is not None)
+            key = purpose.other_key
         else:
             body = encode(self._ping(purpose.probe.seq, purpose.probe.peer.name))
         self._effects.append(Connect(stream, to))
-        self._write(stream, body, calling=True)
+        self._write(stream, body, calling=True, key=key)
 
     def _own_state(self, *, join: bool) -> bytes:
         return encode_push_pull(self.table.states(), self._delegate.local_state(), join=join)
 
-    def _write(self, stream: StreamId, body: bytes, *, calling: bool) -> None:
-        data = seal_stream(body, self._envelope, calling=calling, nonce=self._nonce)
+    def _write(
+        self, stream: StreamId, body: bytes, *, calling: bool, key: bytes | None = None
+    ) -> None:
+        data = seal_stream(body, self._envelope, calling=calling, nonce=self._nonce, key=key)
         self._effects.append(Write(stream, data))
+        self._metrics.count("memberlist.tcp.sent", len(data))
 
     def _read(self, exchange: Exchange) -> None:
         try:
@@ -860,13 +932,34 @@ class Memberlist:
                     self._delegate.message_received(payload, exchange.peer)
                 case StreamError(text):
                     self._close(exchange)
-                    self._failed(exchange, f"remote error: {text}")
+                    if not self._ask_with_another_key(exchange, text):
+                        self._failed(exchange, f"remote error: {text}")
             if exchange.stream not in self._streams:
                 return
         if exchange.reader.pending:
             self._timers.set(StreamReadable(exchange.stream), self._now + TURN)
         elif exchange.end is not None:
             self._ended(exchange)
+
+    def _ask_with_another_key(self, exchange: Exchange, error: str) -> bool:
+        """Whether a join is tried again, since the peer does not have the key that sealed it.
+
+        Who was away while the cluster changed its keys may still have one that is in use.
+        """
+        purpose = exchange.purpose
+        if (
+            not isinstance(purpose, Asking)
+            or purpose.join is None
+            or KEY_UNKNOWN not in error
+            or not self._envelope.seals
+        ):
+            return False
+        for key in self._envelope.keyring.keys:
+            if key not in purpose.tried:
+                again = Asking(purpose.join, (*purpose.tried, key))
+                self._open(exchange.peer, again, until=self._now + self._config.tcp_timeout)
+                return True
+        return False
 
     def _ping_received(self, exchange: Exchange, ping: Ping) -> None:
         if isinstance(exchange.purpose, Answering) and ping.node in ("", self._local.name):
@@ -917,7 +1010,7 @@ class Memberlist:
     def _merge(self) -> None:
         merge = self._merges[0]
         for state in merge.take(MERGE_SLICE):
-            self._merge_state(state, news=merge.news)
+            self._merge_state(state, merge.peer, news=merge.news)
         if not merge.is_over:
             self._timers.set(MergeDue(), self._now + TURN)
             return
@@ -929,6 +1022,10 @@ class Memberlist:
         self.news()
         if merge.join is not None or self.table.present - merge.present >= MANY:
             self._compare_notes()
+        # As long as members answer what the primary seals, it stays: one peer may be the odd one.
+        heard_until = self._acked_at + UNDERSTOOD_TURNS * self._config.probe_interval
+        if merge.other_key is not None and self._now > heard_until:
+            self._delegate.other_key_understood(merge.other_key)
         if merge.join is not None:
             merge.join.answered()
             self._ask_next(merge.join)
@@ -939,11 +1036,13 @@ class Memberlist:
             delay = NOTES_DELAY * (1 + self._rng.random()) / 2
             self._timers.set(PushPullDue(), min(due, self._now + delay))
 
-    def _merge_state(self, s: NodeState, *, news: bool) -> None:
+    def _merge_state(self, s: NodeState, source: Address, *, news: bool) -> None:
         """Take in one entry of a peer's state (gossip.md 5.6)."""
         match s.state:
             case State.ALIVE:
                 rumour = Alive(s.incarnation, s.name, s.addr, s.port, s.meta, s.vsn)
+                if not self._is_let_in(rumour, source):
+                    return
                 if news:
                     self._alive(rumour)
                 else:
@@ -959,6 +1058,7 @@ class Memberlist:
         if peer is None:
             decision = self.table.alive(rumour, self._now, self._rng)
             if isinstance(decision, Revived):
+                self._metrics.count("memberlist.msg.alive")
                 self._delegate.member_joined(decision.peer)
         else:
             self._alive(rumour)
@@ -986,6 +1086,8 @@ class Memberlist:
 
     def _end(self, exchange: Exchange) -> None:
         del self._streams[exchange.stream]
+        if isinstance(exchange.purpose, Asking):
+            self._metrics.sample("memberlist.pushPullNode", self._now - exchange.opened_at)
         self._accepted -= isinstance(exchange.purpose, Answering)
         self._timers.cancel(StreamOverdue(exchange.stream))
         self._timers.cancel(StreamReadable(exchange.stream))

@@ -3,11 +3,12 @@
 import importlib.metadata
 import inspect
 import logging
+import os
 import re
 import sys
 import traceback
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, TypeVar
@@ -21,6 +22,7 @@ from serfd.agent import Agent
 from serfd.config import Config, Seconds, parse_duration
 from serfd.errors import ConfigError
 from serfd.hooks import specs
+from serfd.hooks.plugin_agent import PluginAgent
 from serfd.hooks.specs import HOOKS, PROJECT
 
 ENTRY_POINTS = "serfd.plugins"
@@ -28,6 +30,9 @@ ENTRY_POINTS = "serfd.plugins"
 
 SCRIPT_PLUGIN = "script"
 """The plugin that Serf's `event_handlers` switch on."""
+
+HOST_KEYS = ("plugin", "durable", "hook_timeout")
+"""Keys of a plugin's table that serfd takes: its file, whether its mailbox is kept, its limit."""
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _SECRET = re.compile(r"token|secret|passw|key|auth", re.IGNORECASE)
@@ -57,6 +62,14 @@ class LoadedPlugin:
     """Of the file's content; empty for an installed package."""
     table: Mapping[str, Any]
     """Its settings as they stand in the configuration."""
+    settings: Struct | None
+    """The same with types; None for a plugin without."""
+    durable: bool
+    """Whether what waits for it outlives the daemon."""
+    hook_timeout: Seconds | None
+    """How long a hook of it may take; None: as long as any plugin's."""
+    agent: PluginAgent
+    """What it sees of the node."""
     plugin: object
     hooks: Mapping[str, Hook] = field(repr=False)
     """Its implementation of each hook it has."""
@@ -78,7 +91,8 @@ def load(
 ) -> list[LoadedPlugin]:
     """Every plugin the configuration switches on, in its order.
 
-    A plugin of `held` whose file and settings are unchanged is handed back as it is; all others are
+    A plugin of `held` whose file and settings are unchanged is handed back as it is; if only its
+    settings are new and it has the hook `reload`, it is handed back with these. All others are
     built, or none: every file is imported and every setting checked before the first instance is
     made. `bundled` is the folder of the plugins that come with serfd.
 
@@ -87,23 +101,38 @@ def load(
     """
     folders = [_plugin_dir(text) for text in config.plugin_dirs]
     places = _Places(folders, bundled or bundled_dir())
-    unchanged = {plugin.name: plugin for plugin in held}
+    held_by_name = {plugin.name: plugin for plugin in held}
     prepared: list[LoadedPlugin | _Prepared] = []
     imported: list[tuple[str, ModuleType | None]] = []
     try:
         for name, table in _tables(config).items():
-            found = places.find(name)
-            kept = unchanged.get(name)
-            if kept is not None and (kept.source, kept.digest, kept.table) == (
-                found.source, found.digest, table,
+            own, host_keys = _host_keys(name, table)
+            if host_keys.durable and _state_root(config) is None:
+                raise ConfigError(
+                    f"key 'durable' in [plugins.{name}] needs a place for its file: set state_dir"
+                )
+            found = places.find(name, host_keys.plugin)
+            kept = held_by_name.get(name)
+            if kept is not None and (
+                kept.source, kept.digest, kept.durable, kept.hook_timeout,
+            ) == (
+                found.source, found.digest, host_keys.durable, host_keys.hook_timeout,
             ):  # fmt: skip
-                prepared.append(kept)
-                continue
+                if kept.table == own:
+                    prepared.append(kept)
+                    continue
+                if "reload" in kept.hooks:
+                    settings = _settings(name, type(kept.plugin), own)
+                    prepared.append(replace(kept, table=own, settings=settings))
+                    continue
             module_name = found.module_name
             if module_name:
                 imported.append((module_name, sys.modules.get(module_name)))
-            prepared.append(_prepare(found, table))
-        return [p if isinstance(p, LoadedPlugin) else _build(p, agent) for p in prepared]
+            prepared.append(_prepare(found, own, host_keys))
+        return [
+            p if isinstance(p, LoadedPlugin) else _build(p, agent, _state_root(config))
+            for p in prepared
+        ]
     except ConfigError:
         for module_name, before in imported:
             sys.modules.pop(module_name, None)
@@ -137,6 +166,7 @@ class _File:
     """A plugin's file as it was read."""
 
     name: str
+    """In the configuration; several may have the same file."""
     source: str
     path: Path
     content: bytes
@@ -144,15 +174,18 @@ class _File:
     @property
     def digest(self) -> str:
         # Compared within this process only. Loading hashlib costs 3 MB, for OpenSSL.
-        return f"{hash(self.content) & 0xFFFFFFFFFFFFFFFF:016x}"
+        return f"{hash((self.path, self.content)) & 0xFFFFFFFFFFFFFFFF:016x}"
 
     @property
     def module_name(self) -> str:
         """Old and new code never mix: other content is another module."""
-        return f"serfd_plugin_{self.name.replace('-', '_')}_{self.digest[:16]}"
+        return f"serfd_plugin_{self.path.stem.replace('-', '_')}_{self.digest[:16]}"
 
     def load(self) -> tuple[type, ModuleType]:
-        """Run the file; gives its class `Plugin`."""
+        """Run the file, once for all that have it; gives its class `Plugin`."""
+        loaded = sys.modules.get(self.module_name)
+        if loaded is not None:
+            return _plugin_class(loaded, str(self.path)), loaded
         module = ModuleType(self.module_name)
         module.__file__ = str(self.path)
         # Where `typing` looks for the names in annotations, and pickle for classes.
@@ -202,28 +235,32 @@ class _Places:
         self._folders = folders
         self._bundled = bundled
 
-    def find(self, name: str) -> _File | _Installed:
-        """The directories of `plugin_dirs`, then installed packages, then what comes with serfd."""
-        if not _NAME.fullmatch(name):
-            raise ConfigError(
-                f"[plugins.{name}]: {name!r} is not a plugin's name, expected letters, digits, "
-                "'_' and '-'"
-            )
+    def find(self, name: str, file: str) -> _File | _Installed:
+        """The directories of `plugin_dirs`, then installed packages, then what comes with serfd.
+
+        `file`: the plugin's name in those places, without `.py`.
+        """
+        for text in {name: None, file: None}:
+            if not _NAME.fullmatch(text):
+                raise ConfigError(
+                    f"[plugins.{name}]: {text!r} is not a plugin's name, expected letters, digits, "
+                    "'_' and '-'"
+                )
         for folder in self._folders:
-            if (path := folder / f"{name}.py").is_file():
+            if (path := folder / f"{file}.py").is_file():
                 return _read(name, path, "plugin_dirs")
-        installed = importlib.metadata.entry_points(group=ENTRY_POINTS, name=name)
+        installed = importlib.metadata.entry_points(group=ENTRY_POINTS, name=file)
         if len(installed) > 1:
             both = " and ".join(sorted(_Installed(name, each).source for each in installed))
-            raise ConfigError(f"plugin {name!r} is offered twice: by {both}")
+            raise ConfigError(f"plugin {file!r} is offered twice: by {both}")
         for entry_point in installed:
             return _Installed(name, entry_point)
-        if (path := self._bundled / f"{name}.py").is_file():
+        if (path := self._bundled / f"{file}.py").is_file():
             return _read(name, path, "comes with serfd")
         where = [*map(str, self._folders), "installed packages", str(self._bundled)]
         raise ConfigError(
-            f"plugin {name!r}, switched on by [plugins.{name}], was not found; looked in "
-            f"{', '.join(where)}{_hint(name, self._names())}"
+            f"plugin {file!r}, switched on by [plugins.{name}], was not found; looked in "
+            f"{', '.join(where)}{_hint(file, self._names())}"
         )
 
     def _names(self) -> list[str]:
@@ -262,9 +299,9 @@ class _Prepared:
 
     found: _File | _Installed
     table: Mapping[str, Any]
+    host_keys: "_HostKeys"
     make: type
-    settings: tuple[Struct, ...]
-    """The settings, or nothing for a plugin without."""
+    settings: Struct | None
     module: ModuleType | None
 
 
@@ -282,26 +319,66 @@ def _tables(config: Config) -> dict[str, dict[str, Any]]:
     return {SCRIPT_PLUGIN: script, **config.plugins}
 
 
-def _prepare(found: _File | _Installed, table: Mapping[str, Any]) -> _Prepared:
+class _HostKeys(NamedTuple):
+    """What of a plugin's table is serfd's."""
+
+    plugin: str
+    durable: bool
+    hook_timeout: Seconds | None
+
+
+def _host_keys(name: str, table: Mapping[str, Any]) -> tuple[dict[str, Any], _HostKeys]:
+    """A plugin's own settings, and what is serfd's. Raises ConfigError."""
+    own = dict(table)
+    file, durable = own.pop("plugin", name), own.pop("durable", False)
+    for key, value, kind in (("plugin", file, str), ("durable", durable, bool)):
+        if not isinstance(value, kind):
+            expected = "a plugin's name" if kind is str else "true or false"
+            raise ConfigError(
+                f"key {key!r} in [plugins.{name}]: found {value!r}, expected {expected}"
+            )
+    hook_timeout: Seconds | None = None
+    if "hook_timeout" in own:
+        try:
+            hook_timeout = _seconds(Seconds, own.pop("hook_timeout"))
+            if hook_timeout <= 0:
+                raise ValueError("must be longer than 0")
+        except ValueError as error:
+            raise ConfigError(f"key 'hook_timeout' in [plugins.{name}]: {error}") from None
+    return own, _HostKeys(file, durable, hook_timeout)
+
+
+def _prepare(
+    found: _File | _Installed, table: Mapping[str, Any], host_keys: _HostKeys
+) -> _Prepared:
     make, module = found.load()
     _check_hooks(found.name, make)
     settings = _settings(found.name, make, table)
+    given = (settings,) if settings is not None else ()
     try:
-        inspect.signature(make).bind(None, *settings)
+        inspect.signature(make).bind(None, *given)
     except TypeError:
-        arguments = "agent, settings" if settings else "agent"
+        arguments = "agent, settings" if given else "agent"
         raise ConfigError(
             f"plugin {found.name!r}: __init__ must take (self, {arguments}), found "
             f"{inspect.signature(make)}"
         ) from None
-    return _Prepared(found, table, make, settings, module)
+    return _Prepared(found, table, host_keys, make, settings, module)
 
 
-def _build(prepared: _Prepared, agent: Agent) -> LoadedPlugin:
+def _state_root(config: Config) -> Path | None:
+    """What each plugin's directory stands in; systemd may give several, with colons between."""
+    text = config.state_dir or os.environ.get("STATE_DIRECTORY", "").partition(":")[0]
+    return Path(text) if text else None
+
+
+def _build(prepared: _Prepared, node: Agent, state_root: Path | None) -> LoadedPlugin:
     found = prepared.found
     path = found.path if isinstance(found, _File) else None
+    agent = PluginAgent(node, found.name, state_root)
+    given = (prepared.settings,) if prepared.settings is not None else ()
     plugin: object = _run_foreign(
-        lambda: prepared.make(agent, *prepared.settings),
+        lambda: prepared.make(agent, *given),
         f"plugin {found.name!r} could not be built",
         path,
     )
@@ -322,6 +399,10 @@ def _build(prepared: _Prepared, agent: Agent) -> LoadedPlugin:
         source=found.source,
         digest=found.digest,
         table=prepared.table,
+        settings=prepared.settings,
+        durable=prepared.host_keys.durable,
+        hook_timeout=prepared.host_keys.hook_timeout,
+        agent=agent,
         plugin=plugin,
         hooks={
             hook: Hook(function, tuple(inspect.signature(function).parameters))
@@ -392,8 +473,8 @@ def _check_argument(parameter: inspect.Parameter, hook: str, place: str) -> None
     )
 
 
-def _settings(name: str, make: type, table: Mapping[str, Any]) -> tuple[Struct, ...]:
-    """The table as the plugin's `Settings`. Raises ConfigError."""
+def _settings(name: str, make: type, table: Mapping[str, Any]) -> Struct | None:
+    """The table as the plugin's `Settings`, if it has them. Raises ConfigError."""
     section = f"[plugins.{name}]"
     kind = getattr(make, "Settings", None)
     if kind is None:
@@ -401,20 +482,23 @@ def _settings(name: str, make: type, table: Mapping[str, Any]) -> tuple[Struct, 
             raise ConfigError(
                 f"plugin {name!r}: takes no settings, found {next(iter(table))!r} in {section}"
             )
-        return ()
+        return None
     if not (isinstance(kind, type) and issubclass(kind, Struct)):
         raise ConfigError(
             f"plugin {name!r}: Plugin.Settings is {kind!r}, expected a subclass of "
             "serfd.hooks.Struct"
         )
     known = kind.__struct_encode_fields__
+    for key in HOST_KEYS:
+        if key in known:
+            raise ConfigError(f"plugin {name!r}: a setting cannot be named {key!r}, serfd has it")
     for key in table:
         if key not in known:
             raise ConfigError(
                 f"plugin {name!r}: unknown key {key!r} in {section}{_hint(key, known)}"
             )
     try:
-        return (msgspec.convert(table, kind, dec_hook=_seconds),)
+        return msgspec.convert(table, kind, dec_hook=_seconds)
     except msgspec.ValidationError as error:
         raise ConfigError(f"plugin {name!r}: {_explain(str(error), section, table)}") from None
     except (TypeError, NameError, NotImplementedError) as error:
@@ -453,7 +537,7 @@ def _explain(text: str, section: str, table: Mapping[str, Any]) -> str:
         else:
             # Inside a dict msgspec writes `[...]` for the key.
             break
-    shown = "a value that is not shown" if _SECRET.search(key) else repr(found)
+    shown = "a value that is not shown" if _SECRET.search(f"{key} {found!r}") else repr(found)
     return f"{where}: {what[0].lower()}{what[1:]}, found {shown}"
 
 

@@ -7,6 +7,7 @@ An implementation takes any subset of a hook's arguments. It is a plain function
 import inspect
 from collections.abc import Awaitable, Mapping, Sequence
 
+from msgspec import Struct
 from pluggy import HookimplMarker, HookspecMarker
 
 from serfd.serf.events import Member, Query, UserEvent
@@ -59,6 +60,16 @@ def user_event(event: UserEvent) -> Awaitable[None] | None:
     """Somebody told the whole cluster something."""
 
 
+@hookspec
+def events_lost(count: int) -> Awaitable[None] | None:
+    """So many user events were dropped, because too many waited for this plugin."""
+
+
+@hookspec
+def reload(settings: Struct) -> Awaitable[None] | None:
+    """The plugin's settings have changed: take these. Without this hook it is replaced."""
+
+
 @hookspec(firstresult=True)
 def query(query: Query) -> Awaitable[bytes | str | None] | bytes | str | None:
     """Give the answer to a query, or None to leave it to the next plugin."""
@@ -68,7 +79,7 @@ HOOKS: Mapping[str, tuple[str, ...]] = {
     spec.__name__: tuple(inspect.signature(spec).parameters)
     for spec in (
         start, stop, member_join, member_leave, member_failed, member_update, member_reap,
-        user_event, query,
+        user_event, events_lost, reload, query,
     )
 }  # fmt: skip
 """Every hook with the names of the arguments serfd passes."""

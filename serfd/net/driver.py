@@ -7,6 +7,7 @@ of what the messages mean.
 import logging
 from collections import deque
 from collections.abc import Callable
+from functools import wraps
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 from twisted.internet.defer import Deferred
@@ -134,13 +135,15 @@ class Driver:
         **kwargs: P.kwargs,
     ) -> "Deferred[T]":
         """Ask the node something; fires with the result, or with a CommandError."""
-        if self._is_stopped:
-            failed: Deferred[T] = Deferred()
-            failed.errback(CommandError("the agent is shutting down"))
-            return failed
-        command = ask(self._reactor.seconds(), *args, **kwargs)
         deferred: Deferred[T] = Deferred()
-        self._waiting[command] = deferred
+        if self._is_stopped:
+            deferred.errback(CommandError("the agent is shutting down"))
+            return deferred
+        command = self._input(ask, *args, **kwargs)
+        if command is None:
+            deferred.errback(CommandError("internal error, see the log"))
+        else:
+            self._waiting[command] = deferred
         self._carry_out()
         return deferred
 
@@ -153,6 +156,7 @@ class Driver:
     ) -> "Deferred[T]":
         """As `run`; `answered` gets what comes in for the command until then."""
 
+        @wraps(ask)
         def noting(now: float, /, *args: P.args, **kwargs: P.kwargs) -> Command[T]:
             command = ask(now, *args, **kwargs)
             self._answered[command] = answered
@@ -166,10 +170,13 @@ class Driver:
         """A datagram came in."""
         self._feed(self._node.packet_received, data, source)
 
-    def stream_accepted(self, link: StreamProtocol, peer: Address) -> StreamId:
-        """A peer connected."""
-        stream = self._node.stream_opened(self._reactor.seconds(), peer)
-        self._links[stream] = link
+    def stream_accepted(self, link: StreamProtocol, peer: Address) -> StreamId | None:
+        """A peer connected. None: the stream was cut, nothing of it is wanted."""
+        stream = None if self._is_stopped else self._input(self._node.stream_opened, peer)
+        if stream is None:
+            link.abort()
+        else:
+            self._links[stream] = link
         self._carry_out()
         return stream
 
@@ -189,16 +196,25 @@ class Driver:
     # Steps.
 
     def _feed(self, happened: Callable[..., None], *args: Any) -> None:
-        if self._is_stopped:
-            return
+        if not self._is_stopped:
+            self._input(happened, *args)
+            self._carry_out()
+
+    def _input(
+        self,
+        happened: Callable[Concatenate[float, P], T],
+        *args: P.args,
+        **kwargs: P.kwargs,
+    ) -> T | None:
+        """The one place where the core is told anything. None: our mistake cost this input."""
         try:
-            happened(self._reactor.seconds(), *args)
+            return happened(self._reactor.seconds(), *args, **kwargs)
         except Exception:
             self.internal_errors += 1
             _log.exception("An input was dropped by an internal error: %s", happened.__name__)
             if self._strict:
                 raise
-        self._carry_out()
+            return None
 
     def _carry_out(self) -> None:
         self._effects += self._node.take_effects()
@@ -219,14 +235,11 @@ class Driver:
             case Emit(event):
                 self._publish(event)
             case Finish(command, result):
-                deferred = self._waiting.pop(command)
-                self._answered.pop(command, None)
-                if isinstance(result, CommandError):
-                    deferred.errback(result)
-                else:
-                    deferred.callback(result)
+                self._finish(command, result)
             case Answer(command, answer):
-                self._answered[command](answer)
+                answered = self._answered.get(command)
+                if answered is not None:
+                    answered(answer)
             case SaveKeyring(keys):
                 self._feed(self._node.keyring_saved, self._save_keyring(keys))
             case Remember(lines, sync, replace):
@@ -251,6 +264,17 @@ class Driver:
             # One address that cannot be reached must not stop a round of gossip.
             self.send_errors += 1
             _log.debug("cannot send %d bytes to %s: %s", len(data), to, error)
+
+    def _finish(self, command: Command[Any], result: Any) -> None:
+        self._answered.pop(command, None)
+        deferred = self._waiting.pop(command, None)
+        if deferred is None:
+            # Its caller knows already: an internal error broke off the asking.
+            return
+        if isinstance(result, CommandError):
+            deferred.errback(result)
+        else:
+            deferred.callback(result)
 
     def _remember(self, lines: tuple[str, ...], *, sync: bool, replace: bool) -> None:
         assert self._snapshot is not None

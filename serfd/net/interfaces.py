@@ -50,11 +50,16 @@ def addresses_of(interface: str) -> list[IPAddress]:
     return found
 
 
-def interface_address(interface: str) -> str:
-    """The first address of an interface that is not link-local. Raises ConfigError."""
+def check_interface(interface: str) -> None:
+    """Raises ConfigError if there is none of this name."""
     names = [name for _, name in socket.if_nameindex()]
     if interface not in names:
         raise ConfigError(f"interface {interface!r} does not exist; there are {', '.join(names)}")
+
+
+def interface_address(interface: str) -> str:
+    """The first address of an interface that is not link-local. Raises ConfigError."""
+    check_interface(interface)
     for address in addresses_of(interface):
         if not address.is_link_local:
             return str(address)

@@ -2,11 +2,11 @@
 
 import base64
 import json
-import os
 from pathlib import Path
 
 from serfd.config import decode_key
 from serfd.errors import ConfigError
+from serfd.net.whole_file import write_whole
 
 
 def load_keyring(file: str) -> list[bytes]:
@@ -23,20 +23,10 @@ def load_keyring(file: str) -> list[bytes]:
 
 
 def save_keyring(file: str, keys: tuple[bytes, ...]) -> str | None:
-    """Replace the file as a whole, readable by its owner only; gives what went wrong, or None.
-
-    Small and local, so it is written at once, and synced: a key that others rely on must not be
-    lost with the power.
-    """
+    """Replace the file as a whole, readable by its owner only; gives what went wrong, or None."""
     text = json.dumps([base64.b64encode(key).decode() for key in keys], indent=2)
-    beside = f"{file}.new"
     try:
-        fd = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
-        with os.fdopen(fd, "w") as out:
-            out.write(text)
-            out.flush()
-            os.fsync(out.fileno())
-        os.replace(beside, file)
+        write_whole(file, text)
     except OSError as error:
         return f"cannot write the keyring file: {error.strerror}"
     return None

@@ -2,8 +2,9 @@
 
 import logging
 import os
+import re
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, Protocol
@@ -22,8 +23,13 @@ OUTPUT_GRACE = Seconds(0.5)
 """After the program's own end, wait this long for the rest of its output. What it left running in
 the background may hold the output open for ever."""
 
+OUTPUT_LINES_MAX = 20
+"""So many of a program's last lines are logged."""
+
 _GROUP_POLL = Seconds(0.1)
 _OUTPUTS = (1, 2)
+# What systemd tells serfd is not for its programs: one of them could keep the watchdog quiet.
+_NOT_PASSED_ON = re.compile(r"NOTIFY_SOCKET|WATCHDOG_.*|LISTEN_.*")
 
 log = logging.getLogger(__name__)
 
@@ -110,6 +116,20 @@ def run_process(
     except (OSError, ValueError):
         return fail()
     return run.result
+
+
+def inherited_environment() -> dict[str, str]:
+    """The environment of serfd, as far as it is for the programs it runs."""
+    return {key: value for key, value in os.environ.items() if not _NOT_PASSED_ON.fullmatch(key)}
+
+
+def last_lines(output: bytes) -> Iterator[str]:
+    """The end of what a program wrote, line by line as a log can take it; and what is left out."""
+    lines = output.decode("utf-8", "backslashreplace").splitlines()
+    if len(lines) > OUTPUT_LINES_MAX:
+        yield f"({len(lines) - OUTPUT_LINES_MAX} lines are left out)"
+    for line in lines[-OUTPUT_LINES_MAX:]:
+        yield "".join(c if c.isprintable() else repr(c)[1:-1] for c in line)
 
 
 class _State(Enum):

@@ -16,6 +16,7 @@ from twisted.internet.interfaces import IDelayedCall
 from twisted.python.failure import Failure
 
 from serfd.errors import ConfigError
+from serfd.metrics import Metrics
 from serfd.wire.gomsgpack import as_bytes
 
 FLUSH_WITHIN = 0.1
@@ -37,6 +38,9 @@ DeferToThread: TypeAlias = Callable[[Callable[[], Any]], "Deferred[Any]"]
 class Reactor(Protocol):
     """What of a reactor is used here: a part of `IReactorTime`."""
 
+    def seconds(self) -> float:
+        """Monotonic seconds."""
+
     def callLater(self, delay: float, callable: Callable[..., object]) -> IDelayedCall:
         """Call after `delay` seconds."""
 
@@ -44,14 +48,17 @@ class Reactor(Protocol):
 class SnapshotFile:
     """A file of lines. Once open nothing raises: errors are counted, told once, and retried."""
 
-    def __init__(self, path: str, reactor: Reactor, defer_to_thread: DeferToThread) -> None:
+    def __init__(
+        self, path: str, reactor: Reactor, defer_to_thread: DeferToThread, metrics: Metrics
+    ) -> None:
         """Open or create the file; a last line that was not finished is cut off.
 
-        Raises ConfigError if the file cannot be used.
+        `metrics` hears how long the disk takes. Raises ConfigError if the file cannot be used.
         """
         self._path = os.path.abspath(path)
         self._reactor = reactor
         self._defer_to_thread = defer_to_thread
+        self._metrics = metrics
         self._unwritten = bytearray()
         """What is not in the file yet."""
         self._replacement: bytearray | None = None
@@ -109,6 +116,7 @@ class SnapshotFile:
         if self._flush_call is not None:
             self._flush_call.cancel()
             self._flush_call = None
+        began = self._reactor.seconds()
         try:
             _write(self._fd, self._unwritten)
             if sync:
@@ -119,6 +127,7 @@ class SnapshotFile:
             self._flush_later(RETRY_AFTER)
         else:
             self._is_stuck = False
+            self._took("serf.snapshot.appendLine", began)
             self._succeeded()
 
     def replace(self, lines: Iterable[str]) -> None:
@@ -187,13 +196,14 @@ class SnapshotFile:
     def _start_to_replace(self) -> None:
         self._replace_call = None
         self._is_replacing = True
+        began = self._reactor.seconds()
         replacement = self._replacement
         assert replacement is not None
         copied = bytes(replacement)
         mode = stat.S_IMODE(os.fstat(self._fd).st_mode)
         self._job = (
             self._defer_to_thread(lambda: _write_copy(self._copy_path, copied, mode))
-            .addCallback(self._take_over, replacement, len(copied))
+            .addCallback(self._take_over, replacement, len(copied), began)
             .addErrback(self._not_replaced)
             .addErrback(_tell_of_mistake)
         )
@@ -202,7 +212,9 @@ class SnapshotFile:
     def _copy_path(self) -> str:
         return f"{self._path}.compact"
 
-    def _take_over(self, copy: int, replacement: bytearray, copied: int) -> "Deferred[Any] | None":
+    def _take_over(
+        self, copy: int, replacement: bytearray, copied: int, began: float
+    ) -> "Deferred[Any] | None":
         """Let the copy, whose first bytes are written, be the file."""
         self._is_replacing = False
         if self._is_closed:
@@ -227,6 +239,7 @@ class SnapshotFile:
         self._replacement = None
         self._unwritten.clear()
         self._is_behind = False
+        self._took("serf.snapshot.compact", began)
         self._succeeded()
         return self._defer_to_thread(lambda: _sync_folder(self._path))
 
@@ -251,6 +264,9 @@ class SnapshotFile:
             _sync_folder(self._path)
         except OSError as error:
             self._failed(error)
+
+    def _took(self, what: str, began: float) -> None:
+        self._metrics.sample(what, self._reactor.seconds() - began)
 
     # Errors.
 

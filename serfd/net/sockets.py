@@ -1,8 +1,10 @@
-"""Binds the sockets for gossip, before anything is started on them."""
+"""Binds the sockets for gossip and RPC, before anything is started on them."""
 
 import errno
+import grp
 import os
 import socket
+import stat
 
 from serfd.errors import ConfigError
 
@@ -40,6 +42,62 @@ def bind_rpc(host: str, port: int) -> socket.socket:
     return _bind("rpc_addr", host, port, socket.SOCK_STREAM)
 
 
+def bind_unix(path: str, *, mode: int, group: str) -> socket.socket:
+    """A unix socket for RPC clients, in the place of one that nobody listens on any more.
+
+    Args:
+        path: of its file.
+        mode: the file's, from its first moment on.
+        group: the file's, by name; empty: this process's.
+
+    Raises:
+        ConfigError: it says what to do.
+    """
+    group_id = find_group(group)
+    folder = os.path.dirname(path)
+    _remove_stale(path)
+    bound = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    bound.settimeout(0)
+    umask = os.umask(~mode & 0o777)
+    try:
+        bound.bind(path)
+    except OSError as error:
+        bound.close()
+        hint = {
+            errno.ENOENT: f"; make the directory {folder} first",
+            errno.EACCES: f"; serfd must be allowed to make files in {folder}",
+        }.get(error.errno or 0, "")
+        raise _cannot_listen(path, os.strerror(error.errno or 0) + hint) from None
+    finally:
+        os.umask(umask)
+    try:
+        # Nobody can connect before it listens.
+        os.chown(path, -1, group_id, follow_symlinks=False)
+    except OSError as error:
+        bound.close()
+        os.unlink(path)
+        raise ConfigError(
+            f"rpc_socket_group {group!r}: {os.strerror(error.errno or 0)}; the user that serfd "
+            "runs as must be in that group"
+        ) from None
+    bound.listen(BACKLOG)
+    return bound
+
+
+def find_group(name: str) -> int:
+    """The number of rpc_socket_group; -1, which changes nothing, if it is empty.
+
+    Raises ConfigError.
+    """
+    try:
+        return grp.getgrnam(name).gr_gid if name else -1
+    except (KeyError, ValueError):
+        raise ConfigError(
+            f"rpc_socket_group: there is no group {name!r} on this machine; `getent group` lists "
+            "those there are"
+        ) from None
+
+
 def resolve_host(key: str, host: str) -> str:
     """The first address of a host name, as text; addresses stay. Raises ConfigError."""
     try:
@@ -69,3 +127,43 @@ def _bind(key: str, host: str, port: int, kind: socket.SocketKind) -> socket.soc
             f"cannot listen on {shown} ({what}, {key}): {os.strerror(error.errno or 0)}{hint}"
         ) from None
     return bound
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket whose process has ended."""
+    try:
+        mode = os.lstat(path).st_mode
+    except OSError:
+        return  # binding tells why
+    if not stat.S_ISSOCK(mode):
+        raise _cannot_listen(
+            path, "there is a file that is no socket; remove it, or choose another path"
+        )
+    with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as asking:
+        asking.settimeout(0)
+        try:
+            asking.connect(path)
+        except ConnectionRefusedError:
+            pass  # what is left of one that has ended
+        except BlockingIOError:
+            raise _taken(path) from None
+        except OSError as error:
+            raise _cannot_listen(
+                path, f"there is a socket already: {os.strerror(error.errno or 0)}"
+            ) from None
+        else:
+            raise _taken(path)
+    try:
+        os.unlink(path)
+    except OSError as error:
+        raise _cannot_listen(
+            path, f"the socket of an ended process cannot be removed: {error.strerror}"
+        ) from None
+
+
+def _taken(path: str) -> ConfigError:
+    return _cannot_listen(path, f"{os.strerror(errno.EADDRINUSE)}; another agent may run there")
+
+
+def _cannot_listen(path: str, why: str) -> ConfigError:
+    return ConfigError(f"cannot listen on unix:{path} (rpc_addr): {why}")

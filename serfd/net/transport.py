@@ -26,8 +26,8 @@ class Listener(Protocol):
     def packet_received(self, data: bytes, source: Address) -> None:
         """A datagram came in."""
 
-    def stream_accepted(self, link: "StreamProtocol", peer: Address) -> StreamId:
-        """A peer connected."""
+    def stream_accepted(self, link: "StreamProtocol", peer: Address) -> StreamId | None:
+        """A peer connected; None: it is not wanted."""
 
     def stream_received(self, stream: StreamId, data: bytes) -> None:
         """Bytes came in."""

@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from typing import Any
 
+    from serfd.rpc.client_tls import SecureSocket
+
 REPLY_SIZE_MAX = 64 << 20
 """Bytes of one message from the agent; 100,000 members take some 16 MB."""
 
@@ -35,14 +37,21 @@ _RECEIVE_SIZE = 1 << 16
 _ANSWERED_BY_BODY = frozenset(
     (
         "get-coordinate", "install-key", "join", "list-keys", "members", "members-filtered",
-        "remove-key", "stats", "use-key",
+        "plugins", "remove-key", "stats", "use-key",
     )
 )  # fmt: skip
 
 # Errors that come without the command's body: it was not even looked at (rpc.md 3).
 _REFUSALS = frozenset(("Authentication required", "Handshake required", "Unsupported command"))
 
+_UNIX = "unix:"
+_SOCKET_PATH_MAX = 107
+
 _TOKEN_ADVICE = "The agent's rpc_auth is asked for: give it with -rpc-auth or SERF_RPC_AUTH."
+_ADVICE = {
+    "Authentication required": _TOKEN_ADVICE,
+    "Unsupported command": "The agent does not know it: it is not serfd, or another version.",
+}
 _NOTHING = object()
 
 
@@ -51,7 +60,7 @@ class RpcError(SerfdError):
 
     def __init__(self, reason: str, body: dict[str, Any] | None = None) -> None:
         self.reason = reason
-        self.advice = _TOKEN_ADVICE if reason == "Authentication required" else ""
+        self.advice = _ADVICE.get(reason, "")
         """What to do about it; may be empty."""
         self.body = body or {}
         """What the agent had to say all the same; of key commands and `join`."""
@@ -75,6 +84,20 @@ class CannotConnect(SerfdError):
         super().__init__(f"{reason}\n{advice}")
 
 
+class Tls:
+    """Paths of PEM files for a connection over TLS."""
+
+    __slots__ = ("authority", "certificate", "key")
+
+    def __init__(self, authority: str, certificate: str = "", key: str = "") -> None:
+        self.authority = authority
+        """The certificate of the authority that must have signed the agent's."""
+        self.certificate = certificate
+        """Ours, for an agent that asks for one; may be empty."""
+        self.key = key or certificate
+        """Its key; left out if it stands in the certificate's file."""
+
+
 class Client:
     """One connection to an agent, serfd's or Serf's. Requests are answered one by one, in order."""
 
@@ -84,21 +107,23 @@ class Client:
         auth: str = "",
         timeout: float = 10.0,
         *,
+        tls: Tls | None = None,
         waiting: Callable[[], None] | None = None,
         patience: float = 1.0,
     ) -> None:
         """Connect. Handshake and token travel with the first command, in one write.
 
         Args:
-            address: `host:port` or `[v6]:port`.
+            address: `host:port`, `[v6]:port` or `unix:path`.
             auth: the agent's rpc_auth; empty if it has none.
             timeout: limit in seconds for connecting and for each write. Reading has none: a leave
                 takes as long as it takes.
+            tls: speak TLS, and with whom; a unix socket does without.
             waiting: called once for every request whose reply has not come after `patience`
                 seconds.
 
         Raises:
-            CannotConnect: the address is wrong, or nobody listens there.
+            CannotConnect: the address is wrong, or nobody listens there, or TLS failed.
         """
         self._address = address
         self._timeout = timeout
@@ -118,7 +143,11 @@ class Client:
         self._greetings: list[int] = []
         self._streams: set[int] = set()
         self._early: list[tuple[int, dict[str, Any]]] = []
-        self._socket = _connect(address, timeout)
+        self._socket: _socket.socket | SecureSocket = _connect(address, timeout)
+        if tls is not None and not address.startswith(_UNIX):
+            from serfd.rpc.client_tls import SecureSocket
+
+            self._socket = SecureSocket(self._socket, address, _split(address)[0], tls)
         self._greetings.append(self._queue("handshake", {"Version": 1}))
         if auth:
             self._greetings.append(self._queue("auth", {"AuthKey": auth}))
@@ -214,6 +243,10 @@ class Client:
     def tags(self, tags: Mapping[str, str], *, delete: Sequence[str] = ()) -> None:
         """Delete tags of the agent, then set others."""
         self.call("tags", {"DeleteTags": list(delete), "Tags": dict(tags)})
+
+    def plugins(self) -> list[dict[str, Any]]:
+        """The agent's plugins, in its order; a real Serf agent does not know this command."""
+        return _list(self.call("plugins"), "Plugins")
 
     def stats(self) -> dict[str, dict[str, str]]:
         """What the agent tells about itself: sections of names and values (rpc.md 5)."""
@@ -348,7 +381,7 @@ class Client:
         try:
             self._socket.sendall(data)
         except TimeoutError:
-            raise RpcError(f"write tcp {self._address}: i/o timeout") from None
+            raise RpcError(f"write {_network(self._address)}: i/o timeout") from None
         except OSError:
             raise ConnectionClosed from None
 
@@ -356,6 +389,8 @@ class Client:
         """Take the answers to handshake and token, which stand before the first command's."""
         while self._greetings:
             advice = f"Is {self._address} the RPC address of a Serf agent?"
+            if isinstance(self._socket, _socket.socket) and not self._address.startswith(_UNIX):
+                advice += " If it speaks TLS: -rpc-tls-ca FILE or SERFD_RPC_TLS_CA."
             try:
                 error = self._reply_to(self._greetings[0])
             except RpcError as failure:
@@ -459,7 +494,9 @@ def _list(body: Mapping[str, Any], field: str) -> list[dict[str, Any]]:
 
 
 def _connect(address: str, timeout: float) -> _socket.socket:
-    """A connected TCP socket. Raises CannotConnect with Go's words."""
+    """A connected socket. Raises CannotConnect with Go's words."""
+    if address.startswith(_UNIX):
+        return _connect_unix(address.removeprefix(_UNIX), timeout)
     host, port = _split(address)
     try:
         # Bytes, because a text would be sent through the idna codec: 4 ms for its import.
@@ -479,7 +516,9 @@ def _connect(address: str, timeout: float) -> _socket.socket:
     raise failure
 
 
-def _open(connection: _socket.socket, where: tuple[Any, ...], timeout: float) -> _socket.socket:
+def _open(
+    connection: _socket.socket, where: tuple[Any, ...] | str, timeout: float
+) -> _socket.socket:
     try:
         connection.settimeout(timeout)
         connection.connect(where)
@@ -489,14 +528,43 @@ def _open(connection: _socket.socket, where: tuple[Any, ...], timeout: float) ->
     return connection
 
 
+def _connect_unix(path: str, timeout: float) -> _socket.socket:
+    size = len(os.fsencode(path))
+    if not 0 < size <= _SOCKET_PATH_MAX:
+        raise CannotConnect(
+            f"dial unix {path}: a path of {size} bytes",
+            f"Expected -rpc-addr unix:PATH, with a path of at most {_SOCKET_PATH_MAX} bytes.",
+        )
+    try:
+        return _open(_socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM), path, timeout)
+    except PermissionError as error:
+        advice = (
+            "The agent's rpc_socket_mode and rpc_socket_group say who may connect: become a member "
+            f"of the group that `ls -l {path}` shows, or its user."
+        )
+        reason = _reason(error)
+    except OSError as error:
+        advice = "Is serfd running there? Its rpc_addr says where the socket is."
+        reason = _reason(error)
+    raise CannotConnect(f"dial unix {path}: {reason}", advice)
+
+
 def _refused(where: tuple[Any, ...], error: OSError) -> CannotConnect:
     place = f"[{where[0]}]:{where[1]}" if len(where) == 4 else f"{where[0]}:{where[1]}"
-    what = f"connect: {os.strerror(error.errno).lower()}" if error.errno else "i/o timeout"
     return CannotConnect(
-        f"dial tcp {place}: {what}",
-        "Is serfd running there? If it is elsewhere, say where: -rpc-addr HOST:PORT or "
-        "SERF_RPC_ADDR.",
+        f"dial tcp {place}: {_reason(error)}",
+        "Is serfd running there? If it is elsewhere, say where: -rpc-addr HOST:PORT or unix:PATH, "
+        "or SERF_RPC_ADDR.",
     )
+
+
+def _reason(error: OSError) -> str:
+    return f"connect: {os.strerror(error.errno).lower()}" if error.errno else "i/o timeout"
+
+
+def _network(address: str) -> str:
+    """An address as Go writes it: `tcp 127.0.0.1:7373`, `unix /run/serfd/rpc.sock`."""
+    return address.replace(":", " ", 1) if address.startswith(_UNIX) else f"tcp {address}"
 
 
 def _split(address: str) -> tuple[str, str]:
@@ -518,5 +586,6 @@ def _split(address: str) -> tuple[str, str]:
 
 def _bad_address(reason: str) -> CannotConnect:
     return CannotConnect(
-        f"dial tcp: {reason}", "Expected -rpc-addr HOST:PORT or [IPV6]:PORT, as 127.0.0.1:7373."
+        f"dial tcp: {reason}",
+        "Expected -rpc-addr HOST:PORT, [IPV6]:PORT or unix:PATH, as 127.0.0.1:7373.",
     )

@@ -288,6 +288,29 @@ def stats(session: Session) -> Body:
     return session.agent.stats()
 
 
+def plugins(session: Session) -> Body:
+    """What plugins there are, and how each is; Serf has none of it."""
+    return {
+        "Plugins": [
+            {
+                "Name": each.name,
+                "State": each.state,
+                "Source": each.source,
+                "Durable": each.durable,
+                "Calls": each.calls,
+                "Errors": each.errors,
+                "Timeouts": each.timeouts,
+                "Merged": each.merged,
+                "Lost": each.lost,
+                "Waiting": each.waiting,
+                "Seconds": each.seconds,
+                "LastError": each.last_error,
+            }
+            for each in session.agent.plugins()
+        ]
+    }
+
+
 def get_coordinate(session: Session, name: str) -> Body:
     """Where a member is in the network."""
     return coordinate_body(session.agent.coordinate(name))
@@ -363,6 +386,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "monitor": Command(monitor, (("LogLevel", text),)),
     "stop": Command(stop, (("Stop", U64),)),
     "stats": Command(stats, replies=True),
+    "plugins": Command(plugins, replies=True),
     "get-coordinate": Command(get_coordinate, (("Node", text),), replies=True),
     "install-key": Command(install_key, (("Key", text),), replies=True),
     "use-key": Command(use_key, (("Key", text),), replies=True),

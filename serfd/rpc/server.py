@@ -1,6 +1,8 @@
 """The RPC server: connections, what a client may do when, and the records it is sent (rpc.md)."""
 
 import logging
+import socket
+import struct
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
 from functools import partial
@@ -8,7 +10,9 @@ from threading import get_ident
 from typing import Any, Final
 
 import msgpack
+from twisted.internet.address import UNIXAddress
 from twisted.internet.defer import Deferred
+from twisted.internet.error import ConnectionClosed
 from twisted.internet.interfaces import (
     IAddress,
     IDelayedCall,
@@ -16,6 +20,7 @@ from twisted.internet.interfaces import (
     IReactorFromThreads,
     IReactorTime,
     ITCPTransport,
+    IUNIXTransport,
 )
 from twisted.internet.protocol import Factory, Protocol, connectionDone
 from twisted.internet.task import deferLater
@@ -244,7 +249,10 @@ class RpcConnection(Protocol):
 
     def connectionMade(self) -> None:
         """Start to serve."""
+        if IUNIXTransport.providedBy(self.transport):
+            self.peer = _process(self.transport)
         log.info("Accepted client: %s", self.peer)
+        self.agent.metrics.count("agent.ipc.accept")
         self._clients.connections[self] = None
         if ITCPTransport.providedBy(self.transport):
             self.transport.setTcpNoDelay(True)
@@ -271,6 +279,9 @@ class RpcConnection(Protocol):
 
     def connectionLost(self, reason: Failure = connectionDone) -> None:
         """The client is gone, and with it its streams. A command that runs goes on to its end."""
+        if not reason.check(ConnectionClosed):
+            # Only TLS has more to say.
+            log.warning("TLS with client %s failed: %s", self.peer, reason.getErrorMessage())
         self._end()
         self._set_alarm(None)
         self._clients.forget(self)
@@ -300,6 +311,8 @@ class RpcConnection(Protocol):
             return
         self._end()
         self._set_alarm(self._clients.clock.callLater(CLOSE_TIME_MAX, self._closing_overdue))
+        # With TLS the client says goodbye too, and is to be heard.
+        self.transport.resumeProducing()
         self.transport.unregisterProducer()
         self.transport.loseConnection()
 
@@ -459,6 +472,7 @@ class RpcConnection(Protocol):
         except BadRequest as error:
             raise BadRequest(f"failed to decode request header: {error}") from None
         name = self._header.command
+        self.agent.metrics.count("agent.ipc.command")
         if self.stage is Stage.STRANGER and name != "handshake":
             self._reply("Handshake required")
             raise BadRequest("Handshake required")
@@ -587,4 +601,15 @@ def _packed(body: Body | None) -> bytes:
 
 
 def _peer(addr: Any) -> str:
+    if isinstance(addr, UNIXAddress):
+        return "a process of this machine"
     return str(Address(addr.host, addr.port))
+
+
+def _process(transport: Any) -> str:
+    """Who is at the other end of a unix socket."""
+    connection: socket.socket = transport.getHandle()
+    size = struct.calcsize("3i")
+    found = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, size)
+    pid, user, _ = struct.unpack("3i", found)
+    return f"process {pid} of user {user}"

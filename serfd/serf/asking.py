@@ -24,7 +24,7 @@ from serfd.serf.queries import (
     is_meant,
 )
 from serfd.timers import Timers
-from serfd.wire.serf_messages import WANTS_ACK, QueryMessage, QueryResponse, Relay, encode
+from serfd.wire.serf_messages import IS_ACK, WANTS_ACK, QueryMessage, QueryResponse, Relay, encode
 
 QUERY_TIMEOUT_MAX = 86_400.0
 """Seconds; a longer wait of a stranger is cut to it."""
@@ -162,8 +162,11 @@ class Queries:
             log.warning("query answered by %r, who is no member", message.sender)
             return
         answer = asked.take(message)
+        kind = "acks" if message.flags & IS_ACK else "responses"
         if answer is None:
+            self._common.metrics.count(f"serf.query_duplicate_{kind}")
             return
+        self._common.metrics.count(f"serf.query_{kind}")
         asker = self._askers[message.ltime]
         asker.answered(answer)
         if asker.has_enough or asked.is_answered:
@@ -200,6 +203,7 @@ class Queries:
             return False
         if not self._seen.is_new(message.ltime, message.id, self.clock.time):
             return False
+        common.metrics.count_one_of("serf.queries", message.name)
         try:
             if not is_meant(message.filters, common.name, common.tags):
                 return True

@@ -7,25 +7,37 @@ from typing import Any
 from serfd.config import Config
 from serfd.effects import Command, Effect, Finish
 from serfd.gossip.memberlist import Memberlist
+from serfd.metrics import Metrics
 from serfd.serf.members import Members
 
 
 class Common:
-    """One node's identity, clock, effects and members; each part of it holds the same one."""
+    """One node's identity, clock, effects, members, metrics; each part of it holds the same one."""
 
-    __slots__ = ("config", "effects", "log", "memberlist", "members", "name", "now", "rng", "tags")
+    __slots__ = (
+        "config", "effects", "log", "memberlist", "members", "metrics", "name", "now", "rng",
+        "tags",
+    )  # fmt: skip
 
     memberlist: Memberlist
     """Set before the first input."""
 
     def __init__(
-        self, config: Config, name: str, *, now: float, rng: Random, log: logging.Logger
+        self,
+        config: Config,
+        name: str,
+        *,
+        now: float,
+        rng: Random,
+        metrics: Metrics,
+        log: logging.Logger,
     ) -> None:
         self.config = config
         self.name = name
         self.now = now
         """Monotonic seconds of the input that is being handled."""
         self.rng = rng
+        self.metrics = metrics
         self.log = log
         self.tags = dict(config.tags)
         """This node's own tags."""

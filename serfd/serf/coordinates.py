@@ -113,10 +113,7 @@ class _Neighbour(NamedTuple):
 class CoordinateClient:
     """This node's place, and those of the members it has probed."""
 
-    __slots__ = (
-        "_name", "_neighbours", "_next_sample", "_rng", "_samples",
-        "own", "rejected", "resets", "zero_rtts",
-    )  # fmt: skip
+    __slots__ = ("_name", "_neighbours", "_next_sample", "_rng", "_samples", "own", "resets")
 
     def __init__(self, name: str, rng: Random) -> None:
         """`name`: this node's."""
@@ -129,10 +126,6 @@ class CoordinateClient:
         """This node's place; it only changes in `update`."""
         self.resets = 0
         """How often the own place had become nonsense and was given up."""
-        self.zero_rtts = 0
-        """Round trips too short for the clock."""
-        self.rejected = 0
-        """Coordinates and round trips that were not believed."""
 
     def get(self, node: str) -> Coordinate | None:
         """Where a member is; None if it was never probed."""
@@ -152,10 +145,7 @@ class CoordinateClient:
         """
         reason = _fault(other, rtt)
         if reason is not None:
-            self.rejected += 1
             return reason
-        if rtt == 0:
-            self.zero_rtts += 1
         believed = self._filtered(node, other, rtt)
         self._move(other, believed)
         self._adjust(other, believed)

@@ -25,8 +25,8 @@ class Keyrings:
         self._queries = queries
         self._changes: deque[tuple[Command[KeyResult], KeyChange]] = deque()
         """The first is under way."""
-        self._unsaved: deque[tuple[HeardQuery, KeyResponse]] = deque()
-        """Answers that wait for the keyring file to be written."""
+        self._unsaved: deque[tuple[HeardQuery, KeyResponse] | None] = deque()
+        """Answers that wait for the keyring file to be written; None: nobody asked."""
 
     def change(self, query: str, key: str) -> Command[KeyResult]:
         """Ask all members to install, use, remove or list keys; `key` is base64."""
@@ -62,10 +62,29 @@ class Keyrings:
 
     def saved(self, error: str | None) -> None:
         """What came of the oldest `SaveKeyring`."""
-        heard, response = self._unsaved.popleft()
+        answer = self._unsaved.popleft()
+        if answer is None:
+            if error is not None:
+                self._common.log.error("%s", error)
+            return
+        heard, response = answer
         if error is not None:
             response = response._replace(result=False, message=error)
         self._answer(heard, response)
+
+    def prefer(self, key: bytes) -> None:
+        """The cluster knows this key, but not the primary: it changed its keys meanwhile."""
+        if key not in self._keyring.keys:
+            return
+        self._common.log.warning(
+            "The cluster does not know the primary key any more: key %d of the keyring takes its "
+            "place",
+            self._keyring.keys.index(key) + 1,
+        )
+        self._keyring.use(key)
+        if self._common.config.keyring_file:
+            self._unsaved.append(None)
+            self._common.effects.append(SaveKeyring(self._keyring.keys))
 
     def _answer(self, heard: HeardQuery, response: KeyResponse) -> None:
         limit = self._common.config.query_response_size_limit

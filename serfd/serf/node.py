@@ -6,24 +6,27 @@ done goes out as effects (see `serfd.effects`). Serf's layer is here (serf.md); 
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from random import Random
 from typing import NamedTuple, TypeAlias
 
-from serfd.config import Config
+from serfd.config import Config, parse_networks
 from serfd.effects import Address, Command, Effect, Emit, NonceSource, Stop, StreamId
 from serfd.errors import CommandError, WireError
+from serfd.gossip.allow_list import AllowList
 from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
 from serfd.gossip.exchange import JoinRun
 from serfd.gossip.member_table import PROTOCOL, PROTOCOL_MAX, PROTOCOL_MIN, Peer
 from serfd.gossip.memberlist import Memberlist
+from serfd.metrics import Metrics
 from serfd.serf import names
 from serfd.serf.asking import HeardOver, Queries, QueryOver, UserAsker
 from serfd.serf.coalesce import MemberCoalescer
 from serfd.serf.common import Common
-from serfd.serf.coordinates import Coordinate, CoordinateClient
+from serfd.serf.coordinates import Coordinate, CoordinateClient, distance
 from serfd.serf.coordinates import decode as decode_coordinate
 from serfd.serf.coordinates import encode as encode_coordinate
 from serfd.serf.events import (
@@ -36,12 +39,14 @@ from serfd.serf.events import (
     UserEvent,
     ip_text,
 )
+from serfd.serf.isolation import Isolation, StillIsolated
 from serfd.serf.keyrings import Keyrings
 from serfd.serf.keys import KEY_QUERIES, KeyResult
 from serfd.serf.lamport import LamportClock
 from serfd.serf.members import Record
 from serfd.serf.memory import Memory
 from serfd.serf.queries import HeardQuery, QueryDone, QueryParams, check_name
+from serfd.serf.reconnecting import ReconnectDue, Reconnecting
 from serfd.serf.user_events import EventsDue, Hearing, MissingOverdue, Telling
 from serfd.timers import Timers
 from serfd.wire.envelope import Envelope
@@ -66,6 +71,8 @@ SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX = 2, 5
 TAGS_SIZE_MAX = 512
 """Bytes of encoded tags that a node may announce (serf.md 3)."""
 REAP_INTERVAL = 15.0
+FLAP_TIME = 60.0
+"""Seconds in which a failed member that comes back is called unsteady (serf.md 6)."""
 BROADCAST_TIMEOUT_MIN = 1.0
 """Seconds; a shorter broadcast_timeout is raised to it, as Serf does."""
 LEAVE_PROPAGATE_DELAY = 0.5
@@ -79,11 +86,6 @@ QUEUE_MAX = 4096
 @dataclass(frozen=True, slots=True)
 class ReapDue:
     """Time to forget members that are gone for long."""
-
-
-@dataclass(frozen=True, slots=True)
-class ReconnectDue:
-    """Time to try a failed member."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +128,7 @@ Timer: TypeAlias = (
     | MissingOverdue
     | QueryOver
     | HeardOver
+    | StillIsolated
 )
 
 
@@ -182,23 +185,29 @@ class Node:
         now: float,
         rng: Random,
         nonce: NonceSource,
+        tags: Mapping[str, str] | None = None,
         remembered: Sequence[str] | None = None,
+        metrics: Metrics | None = None,
         log_suffix: str = "",
     ) -> None:
         """`addr`, `port`: the advertised address, 4 or 16 bytes.
 
-        `remembered`: the lines of the snapshot file, None if there is none. Raises CommandError if
-        the tags of the config are too long to announce.
+        `tags`: its tags if not those of the config. `remembered`: the lines of the snapshot file,
+        None if there is none. Raises CommandError if the tags are too long to announce.
         """
         log = logging.getLogger("serfd.serf" + log_suffix)
-        self._common = Common(config, name, now=now, rng=rng, log=log)
+        self.metrics = Metrics() if metrics is None else metrics
+        """What is counted and measured; given, or its own."""
+        self._common = Common(config, name, now=now, rng=rng, metrics=self.metrics, log=log)
         self._effects = self._common.effects
         self._members = self._common.members
         self._log = log
         self._config = config
         self._rng = rng
         self._keyring = keyring
-        self._meta = self._encode_tags(config.tags)
+        if tags is not None:
+            self._common.tags = dict(tags)
+        self._meta = self._encode_tags(self._common.tags)
         self._stage = Stage.ALIVE
         self._leaving: Command[None] | None = None
         self._clock = LamportClock()
@@ -219,11 +228,23 @@ class Node:
             answer_internal=self._answer_internal,
         )
         self._keyrings = Keyrings(self._common, keyring, self._asking)
+        self._isolation = Isolation(self._common, self._timers)
+        self._reconnecting = Reconnecting(self._common, self._timers)
         self._is_voting = False
         self._commands: dict[Hashable, str] = {}
         """Commands that wait for a broadcast, with the error if it takes too long."""
         self._conflict_told_at: dict[str, float] = {}
-        envelope = Envelope(keyring=keyring, compress=config.enable_compression)
+        envelope = Envelope(
+            label=config.cluster_label.encode("utf-8", "surrogateescape"),
+            keyring=keyring,
+            compress=config.enable_compression,
+            verify_incoming=config.encrypt_verify_incoming,
+            verify_outgoing=config.encrypt_verify_outgoing,
+        )
+        allow_list = AllowList(parse_networks(config.cidrs_allowed, key="cidrs_allowed"))
+        refusal = allow_list.refusal(addr)
+        if refusal is not None:
+            log.warning("This node's address %s: who has that list leaves it out", refusal)
         protocol = (PROTOCOL_MIN, PROTOCOL_MAX, PROTOCOL)
         serf_protocol = (SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX, config.protocol)
         self._memberlist = self._common.memberlist = Memberlist(
@@ -233,25 +254,26 @@ class Node:
             port=port,
             versions=bytes((*protocol, *serf_protocol)),
             envelope=envelope,
+            allow_list=allow_list,
             broadcast_timeout=max(config.broadcast_timeout, BROADCAST_TIMEOUT_MIN),
             delegate=self,
             effects=self._effects,
             now=now,
             rng=rng,
             nonce=nonce,
+            metrics=self.metrics,
             log=logging.getLogger("serfd.memberlist" + log_suffix),
         )
         message_max = self._memberlist.message_max
         self._intents = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
         self._queries = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
         self._events = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
-        # In the order in which they get room in a packet (serf.md 16).
+        # The first of them is the last to get room in the next packet (`broadcasts`).
         self._queues = (self._intents, self._queries, self._events)
         if self._memory is not None:
             self._go_on_after(self._memory)
         self._memberlist.start(now)
         self._timers.set(ReapDue(), now + REAP_INTERVAL)
-        self._timers.set(ReconnectDue(), now + config.reconnect_interval)
 
     # What happens to it. `now` is monotonic seconds.
 
@@ -284,7 +306,8 @@ class Node:
                 case ReapDue():
                     self._reap()
                 case ReconnectDue():
-                    self._reconnect()
+                    if self._stage is Stage.ALIVE:
+                        self._reconnecting.due()
                 case FarewellDue():
                     self._say_farewell()
                 case LeaveDone():
@@ -303,6 +326,8 @@ class Node:
                     self._asking.over(ltime)
                 case HeardOver(ltime, number):
                     self._asking.heard_over(ltime, number)
+                case StillIsolated():
+                    self._look_around()
 
     # What its owner may ask. A command returns a ticket; `Finish` brings the result.
 
@@ -351,13 +376,12 @@ class Node:
         """Delete tags, then set others, and tell everybody."""
         self._common.now = now
         command: Command[None] = Command("tags")
-        changed = {k: v for k, v in self._common.tags.items() if k not in delete} | dict(tags)
         try:
-            meta = self._encode_tags(changed)
+            changed = self.tags_after(tags, delete=delete)
         except CommandError as error:
             self._common.finish(command, error)
             return command
-        self._common.tags, self._meta = changed, meta
+        self._common.tags, self._meta = changed, self._encode_tags(changed)
         self._commands[command] = "timeout waiting for update broadcast"
         self._memberlist.update_meta(now, command)
         return command
@@ -456,9 +480,19 @@ class Node:
         """Whether this node is in the cluster, leaving it, or has left."""
         return self._stage
 
+    def tags_after(self, tags: Mapping[str, str], *, delete: Sequence[str] = ()) -> dict[str, str]:
+        """What `tags` would be after such an `update_tags`; CommandError if that is too long."""
+        changed = {k: v for k, v in self._common.tags.items() if k not in delete} | dict(tags)
+        self._encode_tags(changed)
+        return changed
+
     def members(self) -> list[Member]:
         """Everybody known, this node included."""
         return [record.snapshot() for record in self._members]
+
+    def status_counts(self) -> Counter[Status]:
+        """How many members are in each status."""
+        return Counter(record.status for record in self._members)
 
     @property
     def members_version(self) -> int:
@@ -500,6 +534,7 @@ class Node:
             "gossip_queue": str(len(self._memberlist.queue)),
             "dropped_input": str(self._memberlist.dropped),
             "encrypted": "true" if self._keyring.keys else "false",
+            "isolated": "true" if self._is_isolated else "false",
         }
         if self._coordinates is not None:
             stats["coordinate_resets"] = str(self._coordinates.resets)
@@ -520,10 +555,11 @@ class Node:
         return any(queue.has_news(transmits) for queue in self._queues)
 
     def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
-        """Messages for one packet, intents first."""
+        """Messages for one packet: of each queue first by turns, so that none starves."""
         taken: list[bytes] = []
         members = len(self._members)
         transmits_max = retransmit_limit(self._config.gossip.retransmit_mult, members)
+        self._queues = (*self._queues[1:], self._queues[0])
         for queue in self._queues:
             if len(queue):
                 some = queue.take(
@@ -533,6 +569,8 @@ class Node:
                     count=count - len(taken),
                 )
                 limit -= sum(map(len, some)) + overhead * len(some)
+                for message in some:
+                    self.metrics.sample("serf.msgs.sent", len(message))
                 taken += some
         self._settle()
         self._telling.go_on(len(self._events))
@@ -540,6 +578,7 @@ class Node:
 
     def message_received(self, payload: bytes, source: Address) -> None:
         """A Serf message arrived."""
+        self.metrics.sample("serf.msgs.received", len(payload))
         try:
             message = decode(payload)
         except WireError as error:
@@ -613,17 +652,22 @@ class Node:
 
     def member_joined(self, peer: Peer) -> None:
         """Gossip found a member alive."""
+        self._count_join(peer)
         record = self._members.joined(peer)
         if self._memory is not None:
             self._memory.joined(record)
+        self._reconnecting.settled(peer.name)
         self._log.info("EventMemberJoin: %s %s", peer.name, ip_text(record.peer.addr))
         self._emit_member(MemberEventKind.JOIN, record)
+        if peer is not self._memberlist.local:
+            self._look_around()
 
     def member_updated(self, peer: Peer) -> None:
         """A member's tags changed."""
         record = self._members.get(peer.name)
         if record is not None:
             self._members.updated()
+            self.metrics.count("serf.member.update")
             self._log.info("EventMemberUpdate: %s", peer.name)
             self._emit_member(MemberEventKind.UPDATE, record)
 
@@ -634,10 +678,15 @@ class Node:
             record, kind = change
             if self._memory is not None:
                 self._memory.gone(record)
-            what = "EventMemberLeave" if kind is MemberEventKind.LEAVE else "EventMemberFailed"
+            if kind is MemberEventKind.LEAVE:
+                what, metric = "EventMemberLeave", "serf.member.left"
+            else:
+                what, metric = "EventMemberFailed", "serf.member.failed"
+            self.metrics.count(metric)
             self._log.info("%s: %s %s", what, peer.name, ip_text(record.peer.addr))
             self._emit_member(kind, record)
             self._asking.member_gone(peer.name)
+            self._look_around()
 
     def name_conflict(self, held: Peer, rumour: Alive) -> None:
         """Two addresses claim one name."""
@@ -691,9 +740,20 @@ class Node:
         except WireError as error:
             self._log.error("coordinate of %s: %s", peer.name, error)
             return
+        before = self._coordinates.own
         why = self._coordinates.update(peer.name, other, rtt) if other is not None else None
         if why is not None:
+            self.metrics.count("serf.coordinate.rejected")
             self._log.log(TRACE, "Rejected coordinate from %s: %s", peer.name, why)
+        elif other is not None:
+            moved = 1e3 * distance(before, self._coordinates.own)
+            self.metrics.sample("serf.coordinate.adjustment-ms", moved)
+            if rtt == 0:
+                self.metrics.count("serf.coordinate.zero-rtt")
+
+    def other_key_understood(self, key: bytes) -> None:
+        """This node was let in with a key that is not its primary."""
+        self._keyrings.prefer(key)
 
     def join_over(self, join: JoinRun) -> None:
         """All addresses of a join were tried."""
@@ -740,6 +800,8 @@ class Node:
             self._log.debug("Refuting an older leave intent")
             self._send_join_intent()
         record = self._members.get(intent.node)
+        if record is None and decision.spread:
+            self._reconnecting.settled(intent.node)
         if record is not None:
             if decision.event is not None:
                 ip = ip_text(record.peer.addr)
@@ -821,6 +883,7 @@ class Node:
 
     def _reap(self) -> None:
         self._timers.set(ReapDue(), self._common.now + REAP_INTERVAL)
+        self._measure_queues()
         for record in self._members.reap(
             self._common.now,
             failed_after=self._config.reconnect_timeout,
@@ -828,6 +891,23 @@ class Node:
         ):
             self._forget(record)
             self._tell_reaped(record, "EventMemberReap")
+            if record.status is Status.FAILED:
+                self._reconnecting.forgotten(record)
+
+    def _measure_queues(self) -> None:
+        for name, queue in (
+            ("serf.queue.Intent", self._intents),
+            ("serf.queue.Event", self._events),
+            ("serf.queue.Query", self._queries),
+            ("memberlist.queue.broadcasts", self._memberlist.queue),
+        ):
+            self.metrics.sample(name, len(queue))
+
+    def _count_join(self, peer: Peer) -> None:
+        self.metrics.count("serf.member.join")
+        failed = self._members.failed.get(peer.name)
+        if failed is not None and self._common.now - failed.left_at < FLAP_TIME:
+            self.metrics.count("serf.member.flap")
 
     def _erase(self, record: Record, what: str) -> None:
         self._members.erase(record)
@@ -847,12 +927,14 @@ class Node:
         self._memberlist.local.incarnation = past.incarnation
         self._to_rejoin = memory.places_to_rejoin(self._rng)
         if self._to_rejoin:
+            self._isolation.knows_others = True
             self._timers.set(RejoinDue(), self._common.now)
 
     def _rejoin_next(self) -> None:
         """Try the next of those who were alive, until one answers."""
         if not self._to_rejoin:
             self._log.warning("Failed to re-join any previously known node")
+            self._look_around()
             return
         name, address = self._to_rejoin.pop()
         self._log.info("Attempting re-join to previously known node: %s: %s", name, address)
@@ -866,19 +948,14 @@ class Node:
         self._log.info("%s: %s", what, record.peer.name)
         self._emit_member(MemberEventKind.REAP, record)
 
-    def _reconnect(self) -> None:
-        """Try one failed member, the more often the more have failed (serf.md 6.5)."""
-        self._timers.set(ReconnectDue(), self._common.now + self._config.reconnect_interval)
-        failed = self._members.failed
-        if not failed or self._stage is not Stage.ALIVE:
-            return
-        others = len(self._members) - len(failed) - len(self._members.left)
-        if self._rng.random() > len(failed) / max(1, others):
-            self._log.debug("forgoing reconnect for random throttling")
-            return
-        record = self._rng.choice(list(failed.values()))
-        self._log.info("attempting reconnect to %s %s", record.peer.name, record.peer.address)
-        self._memberlist.join(self._common.now, (record.peer.address,), ticket=None)
+    @property
+    def _is_isolated(self) -> bool:
+        return self._stage is Stage.ALIVE and self._isolation.is_isolated
+
+    def _look_around(self) -> None:
+        # Who leaves is not isolated, it wants to be alone.
+        if self._stage is Stage.ALIVE:
+            self._isolation.look(sought=self._reconnecting.sought)
 
     def _queue(self, queue: BroadcastQueue, message: bytes, ticket: Hashable | None = None) -> None:
         queue.add(message, ticket=ticket)

@@ -19,7 +19,9 @@ HELD_MAX = 4096
 MISSING_WAIT = 0.15
 """Seconds that an event is held back for one before it that is missing."""
 ASKED_WAIT = 0.5
-"""Seconds that it is then held back while others are asked for the missing one."""
+"""Seconds that it is then held back while somebody is asked for the missing one."""
+ASKED_MAX = 3
+"""So many members are asked, one after the other: one of them may have missed it too."""
 ON_THE_WAY_MAX = 64
 """User events of this node and others that are being told at once; own ones wait for room."""
 WAITING_MAX = 4096
@@ -49,9 +51,14 @@ class EventOrder:
         self._held: dict[int, list[UserEvent]] = {}
 
     @property
-    def is_waiting(self) -> bool:
-        """Whether events are held back, since one before them is missing."""
-        return bool(self._held)
+    def missing(self) -> int | None:
+        """The first Lamport time of which nothing came though events are held back for it."""
+        return (self._last or 0) + 1 if self._held else None
+
+    @property
+    def newest(self) -> int:
+        """The latest Lamport time of those held back; there are some."""
+        return max(self._held)
 
     def start_after(self, ltime: int) -> None:
         """What is up to `ltime` is not waited for: it was before this node's time."""
@@ -61,21 +68,26 @@ class EventOrder:
         """An event came in; those to hand on now, in order."""
         if self._last is not None and event.ltime > self._last + 1:
             self._held.setdefault(event.ltime, []).append(event)
-            return self.give_up() if len(self._held) >= HELD_MAX else []
-        due = [event]
-        last = max(self._last or 0, event.ltime)
-        while last + 1 in self._held:
-            last += 1
-            due += self._held.pop(last)
-        self._last = last
-        return due
+            return self.give_up(self.newest) if len(self._held) >= HELD_MAX else []
+        self._last = max(self._last or 0, event.ltime)
+        return [event, *self._follow()]
 
-    def give_up(self) -> list[UserEvent]:
-        """What is missing does not come: those held back, in order."""
-        due = [event for ltime in sorted(self._held) for event in self._held[ltime]]
-        if self._held:
-            self._last = max(self._last or 0, *self._held)
-            self._held.clear()
+    def give_up(self, ltime: int) -> list[UserEvent]:
+        """What is missing up to `ltime` does not come: those held back for it, in order."""
+        due: list[UserEvent] = []
+        for held in sorted(self._held):
+            if held > ltime:
+                break
+            due += self._held.pop(held)
+            self._last = held
+        return due + self._follow()
+
+    def _follow(self) -> list[UserEvent]:
+        """Those held back that come next."""
+        due: list[UserEvent] = []
+        while (ltime := (self._last or 0) + 1) in self._held:
+            due += self._held.pop(ltime)
+            self._last = ltime
         return due
 
 
@@ -98,7 +110,11 @@ class Hearing:
         self.clock = LamportClock()
         self.seen: RecentRing[tuple[str, bytes]] = RecentRing()
         self._time_min = 0
-        self._is_asking = False
+        self._missed: int | None = None
+        """The first missing event, while others wait for it."""
+        self._asked = 0
+        self._asked_up_to = 0
+        """Whoever was asked for it would have told of what was missing up to then, too."""
 
     def ignore_before(self, ltime: int) -> None:
         """Events before `ltime` were before this node joined."""
@@ -112,27 +128,40 @@ class Hearing:
             return False
         if not self.seen.is_new(event.ltime, (event.name, event.payload), self.clock.time):
             return False
+        self._common.metrics.count_one_of("serf.events", event.name)
         self._hand_on(self._order.take(event))
-        if not self._order.is_waiting:
-            self._timers.cancel(MissingOverdue())
-            self._is_asking = False
-        elif MissingOverdue() not in self._timers:
-            self._timers.set(MissingOverdue(), self._common.now + MISSING_WAIT)
+        self._watch_gap()
         return True
 
     def missing_overdue(self) -> None:
-        """An event did not come: ask for it once, then hand on without it."""
-        if self._is_asking:
-            self._is_asking = False
-            self._hand_on(self._order.give_up())
-        else:
-            self._is_asking = True
-            self._timers.set(MissingOverdue(), self._common.now + ASKED_WAIT)
-            self._missing()
+        """An event did not come: ask for it some times, then hand on without it."""
+        if self._asked >= ASKED_MAX:
+            self._hand_on(self._order.give_up(self._asked_up_to))
+            self._watch_gap()
+            return
+        if not self._asked:
+            self._asked_up_to = self._order.newest
+        self._asked += 1
+        self._timers.set(MissingOverdue(), self._common.now + ASKED_WAIT)
+        self._missing()
 
     def events_due(self) -> None:
         """Hand on what was collected."""
         self._common.effects += [Emit(event) for event in self._coalescer.flush()]
+
+    def _watch_gap(self) -> None:
+        """Each missing event has its own time to come."""
+        if self._missed == self._order.missing:
+            return
+        self._missed = self._order.missing
+        if self._missed is None:
+            self._timers.cancel(MissingOverdue())
+            self._asked = 0
+        elif self._asked and self._missed <= self._asked_up_to:
+            pass  # it was asked for together with the one before
+        else:
+            self._asked = 0
+            self._timers.set(MissingOverdue(), self._common.now + MISSING_WAIT)
 
     def _hand_on(self, events: list[UserEvent]) -> None:
         for event in events:

@@ -12,7 +12,7 @@ from serfd.errors import WireError
 from serfd.gossip import memberlist
 from serfd.gossip.lifeguard import suspicion_timeout_min
 from serfd.gossip.member_table import socket_address
-from serfd.serf import members, node
+from serfd.serf import members, node, reconnecting
 from serfd.serf.events import MemberEvent, MemberEventKind, Status
 from serfd.sim.process import Asked, Happening, Process
 from serfd.wire.envelope import Envelope
@@ -207,6 +207,9 @@ def rest(running: Iterable[Process]) -> str | None:
         for queue in ("gossip_queue", "intent_queue", "query_queue", "event_queue"):
             if stats[queue] != "0" and machine.table.anyone_else:
                 return f"{process.key} has {stats[queue]} messages left in its {queue}"
+        for coalescer in (process.node._coalescer, process.node._hearing._coalescer):
+            if coalescer.pace.due is not None:
+                return f"{process.key} holds events back, to hand them on together"
     return None
 
 
@@ -225,6 +228,7 @@ def bounds(process: Process) -> str | None:
         ("states to merge", len(machine._merges), memberlist.MERGES_MAX),
         ("claims", len(machine._claims), memberlist.PARTS_MAX),
         ("suspicions", len(machine._suspicions), len(machine.table)),
+        ("lost members", serf._reconnecting.lost, reconnecting.LOST_MAX),
         ("remembered intents", len(serf._members._intents), members.INTENTS_MAX),
         # One per relay, suspicion and stream (two), and a few single ones.
         (

@@ -68,13 +68,16 @@ class Cluster:
         config: Config | None = None,
         keys: Sequence[bytes] = (),
         names: str = "n{}",
+        first: int = 0,
         latency: float = 0.0004,
         jitter: float = 0.0002,
         loss: float = 0.0,
         joined: bool = True,
     ) -> None:
-        """`keys`: seals everything, the first key is the primary; `names`: makes a key of a number.
+        """`keys`: seals everything, the first key is the primary.
 
+        `names`: makes a key of a number, `first` and on.
+        A node starts with the `config` and `keys` as they are then: a restart can change them.
         `latency`, `jitter`: seconds one way; `loss`: the share of packets lost in the whole run.
         With `joined`, all have met when this returns; without, each is alone.
         """
@@ -105,7 +108,7 @@ class Cluster:
         for at in sorted(self._rng.uniform(0, interval) for _ in range(size)):
             # Nodes that start at one instant would probe in step for ever.
             self._run_to(at)
-            self.start(names.format(len(self.processes)))
+            self.start(names.format(first + len(self.processes)))
         self._run_to(interval)
         if joined and size > 1:
             self.join_all()
@@ -125,6 +128,10 @@ class Cluster:
         """Let so much virtual time pass, then see that all holds that must."""
         self._run_to(self.now + seconds)
         self.check()
+
+    def pass_time(self, seconds: float) -> None:
+        """As `run`, for who does not ask whether the protocol holds."""
+        self._run_to(self.now + seconds)
 
     def run_until(
         self, condition: Callable[[], object], limit: float, *, every: float = 0.05
@@ -267,6 +274,8 @@ class Cluster:
         )
         address = socket_address(addr, GOSSIP_PORT)
         process = Process(key, node, address, addr, number=number, now=self.now)
+        process.is_sealed = bool(self.keys) and self.config.encrypt_verify_outgoing
+        process.label = self.config.cluster_label.encode()
         self.everyone.append(process)
         self.processes[key] = process
         self._at_address[address] = process
@@ -278,7 +287,7 @@ class Cluster:
         """Let a node join through others, running or not; gives the command."""
         process = self.processes[key]
         addresses = [self.processes[other].address for other in via]
-        return self._ask(process, process.node.join(self.now, addresses))
+        return self.ask(process, process.node.join(self.now, addresses))
 
     def join_all(self, limit: float = 30.0) -> float:
         """Let all join the first at this instant; gives the seconds until all list all.
@@ -315,7 +324,7 @@ class Cluster:
         """Ask a node to leave; when it has, its process ends."""
         process = self.processes[key]
         self.tell(key, "leaves")
-        asked = self._ask(process, process.node.leave(self.now))
+        asked = self.ask(process, process.node.leave(self.now))
         asked.then.append(self._stop_left)
         return asked
 
@@ -323,12 +332,12 @@ class Cluster:
         """Ask a node to declare another as left."""
         self.tell(key, "forces out", name)
         process = self.processes[key]
-        return self._ask(process, process.node.force_leave(self.now, name, prune=prune))
+        return self.ask(process, process.node.force_leave(self.now, name, prune=prune))
 
     def update_tags(self, key: str, tags: Mapping[str, str]) -> Asked:
         """Ask a node to change its tags."""
         process = self.processes[key]
-        return self._ask(process, process.node.update_tags(self.now, tags))
+        return self.ask(process, process.node.update_tags(self.now, tags))
 
     def user_event(
         self, key: str, name: str, payload: bytes = b"", *, coalesce: bool = False
@@ -336,24 +345,36 @@ class Cluster:
         """Ask a node to tell everybody something."""
         process = self.processes[key]
         command = process.node.user_event(self.now, name, payload, coalesce=coalesce)
-        return self._ask(process, command)
+        return self.ask(process, command)
 
     def query(
         self, key: str, name: str, payload: bytes = b"", params: QueryParams = EVERYBODY
     ) -> Asked:
         """Ask a node to ask everybody something; `Asked.answers` has what came."""
         process = self.processes[key]
-        return self._ask(process, process.node.query(self.now, name, payload, params))
+        return self.ask(process, process.node.query(self.now, name, payload, params))
 
     def respond(self, key: str, query: Query, payload: bytes) -> Asked:
         """Let a node answer a query that it heard."""
         process = self.processes[key]
-        return self._ask(process, process.node.respond(self.now, query, payload))
+        return self.ask(process, process.node.respond(self.now, query, payload))
 
     def change_keys(self, key: str, query: str, encryption_key: str = "") -> Asked:
         """Ask a node to change everybody's keyring."""
         process = self.processes[key]
-        return self._ask(process, process.node.change_keys(self.now, query, encryption_key))
+        return self.ask(process, process.node.change_keys(self.now, query, encryption_key))
+
+    def ask(self, process: Process, command: Command[Any]) -> Asked:
+        """Note that a node has taken a command; gives what comes of it."""
+        assert process.is_running, f"{process.key} does not run"
+        assert process.held is None, f"{process.key} is paused"
+        asked = Asked(process, command, self.now)
+        self.asked.append(asked)
+        self._tickets[command] = asked
+        self._touch()
+        # Effects are carried out in the next turn, so that the caller can wait for the result.
+        self._agenda.after(0.0, self._settle, process)
+        return asked
 
     def pause(self, key: str, seconds: float) -> None:
         """Hold a process up: its inputs wait, and come before its timers when it goes on."""
@@ -443,20 +464,9 @@ class Cluster:
                 self.after(self.config.retry_interval, self._join_until_answered, process, via)
 
         to = (via or self._rng.choice(others)).address
-        self._ask(process, process.node.join(self.now, [to])).then.append(tried)
+        self.ask(process, process.node.join(self.now, [to])).then.append(tried)
 
     # Commands and events.
-
-    def _ask(self, process: Process, command: Command[Any]) -> Asked:
-        assert process.is_running, f"{process.key} does not run"
-        assert process.held is None, f"{process.key} is paused"
-        asked = Asked(process, command, self.now)
-        self.asked.append(asked)
-        self._tickets[command] = asked
-        self._touch()
-        # Effects are carried out in the next turn, so that the caller can wait for the result.
-        self._agenda.after(0.0, self._settle, process)
-        return asked
 
     def _finished(self, process: Process, command: Command[Any], result: Any) -> None:
         asked = self._tickets.get(command)
@@ -476,11 +486,18 @@ class Cluster:
         self.asked.remove(asked)
         del self._tickets[asked.command]
 
+    def _answered(self, asked: Asked, answer: Any) -> None:
+        asked.answers.append(answer)
+        for step in asked.heard:
+            step(answer)
+
     def _emitted(self, process: Process, event: Any) -> None:
         process.events.append((self.now, event))
         if isinstance(event, MemberEvent):
             for member in event.members:
                 self.tell(process.key, event.name, member.name)
+        for listener in process.listeners:
+            listener(event)
 
     # Inputs.
 
@@ -551,7 +568,7 @@ class Cluster:
                 self._finished(process, command, result)
             case Answer(command, answer):
                 self._note(process, b"a", repr(answer).encode())
-                self._tickets[command].answers.append(answer)
+                self._answered(self._tickets[command], answer)
             case Remember(lines):
                 self._note(process, b"r", repr(lines).encode())
             case SaveKeyring(keys):
@@ -565,8 +582,9 @@ class Cluster:
                 self._streams.connect(process, stream, to)
             case Write(stream, data):
                 self._note(process, b"w", data)
-                if self.keys:
-                    self.insist(checks.stream_secrecy(data, self.processes))
+                sealed = process.sealed_part(data)
+                if sealed is not None:
+                    self.insist(checks.stream_secrecy(sealed, self.processes))
                 self._streams.write(process, stream, data)
             case Close(stream):
                 self._note(process, b"c", b"%d" % stream)
@@ -580,8 +598,9 @@ class Cluster:
     def _send(self, process: Process, data: bytes, to: Address) -> None:
         self.packets += 1
         self.bytes += len(data)
-        if self.keys:
-            self.insist(checks.packet_secrecy(data, self.processes))
+        sealed = process.sealed_part(data)
+        if sealed is not None:
+            self.insist(checks.packet_secrecy(sealed, self.processes))
         network = self.network
         target = self._at_address.get(to)
         if target is None or network.loses() or not network.passes(process.key, target.key):

@@ -8,6 +8,8 @@ from random import Random
 
 RETRANSMIT = 0.2
 """Seconds after which TCP sends a lost segment again; doubled with every further try."""
+GIVE_UP = 900.0
+"""A wait so long is the last one, as with Linux; every exchange has ended by then."""
 
 
 class Network:
@@ -51,7 +53,7 @@ class Network:
         """Seconds that a piece of a stream takes, lost ones sent again."""
         delay = self.delay(source, target)
         again = RETRANSMIT
-        while self.loses():
+        while again < GIVE_UP and self.loses():
             delay += again
             again *= 2
         return delay

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from serfd.effects import Address, Command, StreamId
 from serfd.serf.events import Event
 from serfd.serf.node import Node
+from serfd.wire.swim_messages import HAS_LABEL
 
 MET = "list all"
 STARTS = "starts again"
@@ -39,7 +40,9 @@ class Happening(NamedTuple):
 class Asked:
     """A command somebody gave to a process, and what came of it."""
 
-    __slots__ = ("answers", "at", "command", "finished_at", "process", "result", "then")
+    __slots__ = (
+        "answers", "at", "command", "finished_at", "heard", "process", "result", "then",
+    )  # fmt: skip
 
     def __init__(self, process: "Process", command: Command[Any], now: float) -> None:
         self.process = process
@@ -49,6 +52,8 @@ class Asked:
         self.result: Any = None
         self.answers: list[Any] = []
         """What came in before the result."""
+        self.heard: list[Callable[[Any], None]] = []
+        """What to do with each answer when it comes."""
         self.then: list[Callable[[Asked], None]] = []
         """What to do when it is finished."""
 
@@ -84,8 +89,9 @@ class Process:
     """One run of one node. A restart is another process under the same key."""
 
     __slots__ = (
-        "addr", "address", "end", "ended_at", "events", "held", "incarnation", "is_joining", "key",
-        "machine", "node", "number", "score_max", "sockets", "started_at", "suspects", "wake_at",
+        "addr", "address", "end", "ended_at", "events", "held", "incarnation", "is_joining",
+        "is_sealed", "key", "label", "listeners", "machine", "node", "number", "score_max",
+        "sockets", "started_at", "suspects", "wake_at",
     )  # fmt: skip
 
     def __init__(
@@ -102,12 +108,18 @@ class Process:
         self.started_at = now
         self.end: End | None = None
         self.ended_at = 0.0
+        self.is_sealed = False
+        """What it sends must be sealed, whatever the node believes."""
+        self.label = b""
+        """What goes before that in the clear."""
         self.is_joining = False
         """It tries to join until somebody answers, and nobody has."""
         self.held: list[tuple[Callable[..., object], tuple[Any, ...]]] | None = None
         """While it is paused: what waits for it."""
         self.sockets: dict[StreamId, Socket] = {}
         self.events: deque[tuple[float, Event]] = deque(maxlen=EVENTS_MAX)
+        self.listeners: list[Callable[[Event], None]] = []
+        """Who is told of each event when it happens."""
         self.wake_at: float | None = None
         self.suspects: tuple[str, ...] = ()
         """Whom it suspected after its last input."""
@@ -119,6 +131,13 @@ class Process:
     def name(self) -> str:
         """The node's name."""
         return self.node.name
+
+    def sealed_part(self, data: bytes) -> bytes | None:
+        """What must be sealed of something that it sends: all after the label, or nothing."""
+        if not self.is_sealed:
+            return None
+        size = len(self.label)
+        return data.removeprefix(bytes((HAS_LABEL, size)) + self.label) if size else data
 
     @property
     def is_running(self) -> bool:

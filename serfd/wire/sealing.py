@@ -82,8 +82,16 @@ class Keyring:
             raise CommandError("Removing the primary key is not allowed")
         self._ciphers.pop(key, None)
 
-    def seal(self, plaintext: bytes, *, associated: bytes, nonce: bytes, version: int = 1) -> bytes:
-        """Version byte, nonce, ciphertext and tag, sealed with the primary key.
+    def seal(
+        self,
+        plaintext: bytes,
+        *,
+        associated: bytes,
+        nonce: bytes,
+        version: int = 1,
+        key: bytes | None = None,
+    ) -> bytes:
+        """Version byte, nonce, ciphertext and tag, sealed with the primary or this `key` of it.
 
         `associated` is what must be the same for who opens it. Version 0 pads, for peers that
         speak memberlist protocol 1.
@@ -91,7 +99,7 @@ class Keyring:
         assert plaintext, "an empty plaintext upsets peers (gossip.md 3.4)"
         assert len(nonce) == NONCE_SIZE
         assert version in (0, 1)
-        cipher = next(iter(self._ciphers.values()))
+        cipher = self._ciphers[key] if key else next(iter(self._ciphers.values()))
         if version == 0:
             padding = _BLOCK - len(plaintext) % _BLOCK
             plaintext += bytes((padding,)) * padding

@@ -283,10 +283,18 @@ def _next_bytes(begun: bytes, pieces: Iterator[bytes], size: int) -> Generator[_
     return bytes(held[:size])
 
 
-def seal_stream(body: bytes, envelope: Envelope, *, calling: bool, nonce: NonceSource) -> bytes:
+def seal_stream(
+    body: bytes,
+    envelope: Envelope,
+    *,
+    calling: bool,
+    nonce: NonceSource,
+    key: bytes | None = None,
+) -> bytes:
     """Wrap a message for a stream: compressed, sealed, labelled, as `envelope` says.
 
     The label is written by the `calling` side only, though both seal with it (gossip.md 3.5).
+    `key`: this one of the keyring seals; None: the primary.
     """
     data = body
     if envelope.compress and len(body) <= STREAM_PACK_MAX:
@@ -294,5 +302,5 @@ def seal_stream(body: bytes, envelope: Envelope, *, calling: bool, nonce: NonceS
     if envelope.seals:
         header = bytes((ENCRYPT,)) + (len(data) + SEALING_OVERHEAD).to_bytes(4, "big")
         associated = header + envelope.label
-        data = header + envelope.keyring.seal(data, associated=associated, nonce=nonce())
+        data = header + envelope.keyring.seal(data, associated=associated, nonce=nonce(), key=key)
     return envelope.label_header + data if calling else data

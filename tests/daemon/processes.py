@@ -148,6 +148,10 @@ class AgentProcess:
             *self._command, f"-node={self.name}", f"-bind={bind}", f"-rpc-addr={rpc_addr}",
             *self._options,
         ]  # fmt: skip
+        self.spawn(argv)
+
+    def spawn(self, argv: Sequence[str]) -> None:
+        """Run this as the agent's process; its output is its log."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
                 argv, stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self._env,

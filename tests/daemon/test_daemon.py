@@ -69,11 +69,24 @@ def test_a_mistake_in_the_file_is_named_with_the_file_and_what_was_expected(tmp_
         ({}, ["-encrypt=AAAA"], "encrypt_key holds 3 bytes, expected 16, 24 or 32"),
         ({}, [f"-encrypt={'A' * 22}==", "-keyring-file=k"], "exclude each other: give one"),
         ({}, ["-tag=web"], "Invalid tag: 'web', expected KEY=VALUE"),
+        ({"t": b""}, ["-tags-file=t"], "tags_file t: Failed to decode tags file: Expecting value"),
+        ({"t": b'{"a": "%s"}' % (b"x" * 600)}, ["-tags-file=t"], "Encoded length of tags exceeds"),
+        ({}, ["-tags-file=t", "-tag=a=b"], "Tags config not allowed while using tag files: "),
+        ({}, ["-tags-file=t", "-role=web"], "Tags config not allowed while using tag files: "),
+        ({"old.json": b"{"}, ["-config-dir=."], "old.json: not valid JSON: Expecting property na"),
+        ({"old": b'{"nodename": "a"}'}, ["-config-file=old"], "did you mean 'node_name'?"),
         ({}, [f"-tag=a={'x' * 600}"], "Encoded length of tags exceeds limit of 512 bytes"),
         ({}, ["-protocol=five"], "-protocol: 'five' is not a number"),
         ({}, ["-retry-interval=soon"], "-retry-interval: 'soon' is not a duration like '500ms'"),
         ({}, ["-profile=moon"], "profile"),
         ({}, ["-iface=nope0"], "interface 'nope0' does not exist; there are "),
+        ({}, ["-discover=a", "-mdns-iface=nope0"], "interface 'nope0' does not exist; there are"),
+        ({}, ["-mdns-iface=lo"], "mDNS interface specified without enabling mDNS discovery: "),
+        (
+            {},
+            ["-discover=a", "-mdns-disable-ipv4", "-mdns-disable-ipv6"],
+            "Invalid mDNS configuration: both IPv4 and IPv6 are disabled",
+        ),
         ({}, ["-iface=lo", "-bind=127.0.0.9:0"], "interface 'lo' has no address '127.0.0.9'"),
         ({}, ["-bind=198.51.100.7:7946"], "cannot listen on 198.51.100.7:7946 (TCP, bind): "),
         ({}, ["-bind=nobody.invalid"], "bind: cannot resolve 'nobody.invalid'"),
@@ -99,7 +112,7 @@ def test_a_mistake_in_an_option_or_a_file_it_names_is_told_in_one_line(
         (["-join"], "flag needs an argument: -join"),
         (["-check=perhaps"], 'invalid boolean value "perhaps" for -check'),
         (["---node=a"], "bad flag syntax: ---node=a"),
-        (["agent"], "unexpected argument 'agent'"),
+        (["agent", "join"], "unexpected argument 'join'"),
     ],
 )
 def test_a_mistake_in_the_spelling_of_options_is_told_with_where_to_look(options, says):
@@ -132,6 +145,8 @@ def test_a_plugin_that_cannot_be_had_is_told_at_start_and_by_check(tmp_path, plu
     line = refused(*ANYWHERE, "-config=serfd.toml", cwd=tmp_path)
     assert says in line
     assert refused("--check", "-config=serfd.toml", cwd=tmp_path) == line
+    # The node was built and is a member of its own cluster, which is of no interest any more.
+    assert run(SERFD, *ANYWHERE, "-config=serfd.toml", cwd=tmp_path).stderr == f"serfd: {line}\n"
 
 
 @pytest.mark.parametrize(

@@ -209,6 +209,21 @@ def test_retry_join_goes_on_until_somebody_is_there(agents):
     everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
 
 
+def test_after_a_total_outage_those_who_were_joined_at_start_are_found_again(agents):
+    # It forgets who failed, and tries nobody of its own accord.
+    forgetful = {**QUICK, "reconnect_timeout": "1s", "reconnect_interval": "24h"}
+    friend = agents.start("serfd", "friend")
+    agent = agents.start(
+        "serfd", "agent", f"-retry-join={friend.bind}", "-retry-interval=1s", config=forgetful
+    )
+    everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
+    friend.kill()
+    everyone_sees([agent], {"agent": "alive"})
+    friend.restart()
+    everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
+    logs(agent, f"[INFO] agent: found 1 members again through {friend.bind}")
+
+
 # Reload
 
 
@@ -251,21 +266,21 @@ def test_a_reload_changes_the_tags_that_changed_in_the_file_and_others_see_it(ag
         )
 
 
+def ping(agent: AgentProcess, name: str) -> None:
+    """Ping somebody else, which is told at DEBUG, and the agent, until that is answered."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
+        udp.settimeout(LIMIT)
+        udp.sendto(encode(Ping(1, name)), ("127.0.0.1", agent.port))
+        udp.sendto(encode(Ping(2, agent.name)), ("127.0.0.1", agent.port))
+        udp.recv(65_536)
+
+
 def test_a_reload_changes_what_is_logged(reloads):
     reloading = reloads({"log_level": "INFO"})
     agent = reloading.agent
-
-    def pinged(name: str) -> None:
-        """Ping somebody else, which is told at DEBUG, and the agent, until that is answered."""
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as udp:
-            udp.settimeout(LIMIT)
-            udp.sendto(encode(Ping(1, name)), ("127.0.0.1", agent.port))
-            udp.sendto(encode(Ping(2, agent.name)), ("127.0.0.1", agent.port))
-            udp.recv(65_536)
-
-    pinged("before")
+    ping(agent, "before")
     reloading.reload({"log_level": "DEBUG"})
-    pinged("after")
+    ping(agent, "after")
     logs(agent, "[DEBUG] memberlist: ping for after from ")
     assert "ping for before" not in agent.log()
 
@@ -309,13 +324,51 @@ def test_a_reload_of_a_broken_file_changes_nothing_and_says_why(reloads, broken,
     assert reloading.agent.members()["reloads"].tags == {"role": "mended"}
 
 
-def test_a_reload_with_tags_that_are_too_long_keeps_the_old_ones_and_says_why(reloads):
-    reloading = reloads({"tags": {"role": "web"}})
-    reloading.reload({"tags": {"role": "x" * 600}})
-    assert "Encoded length of tags exceeds limit of 512 bytes" in reloading.agent.log()
-    assert reloading.agent.members()["reloads"].tags == {"role": "web"}
-    reloading.reload({"tags": {"role": "db"}})
-    assert reloading.agent.members()["reloads"].tags == {"role": "db"}
+def test_a_reload_with_tags_that_are_too_long_changes_nothing_else_either(reloads, tmp_path):
+    hooks = "@hookimpl\ndef start(self): self.note('starts')\n"
+    hooks += "@hookimpl\ndef stop(self): self.note('stops')\n"
+    diary = plugin(tmp_path / "plugins", "old", hooks)
+    before = {"tags": {"role": "web"}, **switched_on(diary.parent, "old")}
+    reloading = reloads(before)
+    agent = reloading.agent
+    until("the plugin starts", lambda: lines(diary) == ["starts"])
+    reloading.reload(
+        {"tags": {"role": "x" * 600}, "log_level": "DEBUG"},
+        says="[ERR] agent: Failed to reload configs, nothing is changed: Encoded length of tags "
+        "exceeds limit of 512 bytes",
+    )
+    ping(agent, "somebody else")
+    assert "[DEBUG]" not in agent.log()
+    assert agent.members()["reloads"].tags == {"role": "web"}
+    reloading.reload({**before, "tags": {"role": "db"}})
+    assert agent.members()["reloads"].tags == {"role": "db"}
+    assert lines(diary) == ["starts"]
+
+
+def test_tags_in_a_file_outlive_reloads_and_restarts(agents, tmp_path):
+    file = tmp_path / "tags.json"
+    agent = agents.start("serfd", "tagged", f"-tags-file={file}")
+    with agent.client() as client:
+        client.tags({"role": "web", "dc": "east"})
+        client.tags({"role": "db"}, delete=["dc"])
+    agent.signal(signal.SIGHUP)
+    logs(agent, "Reload complete")
+    assert agent.members()["tagged"].tags == {"role": "db"}
+    assert file.read_text() == '{\n  "role": "db"\n}'
+    agent.kill()
+    agent.restart()
+    assert agent.members()["tagged"].tags == {"role": "db"}
+    assert f"[INFO] agent: Restored 1 tag(s) from {file}" in agent.log()
+
+
+def test_a_role_is_a_tag_that_a_reload_may_change(reloads):
+    reloading = reloads({"role": "web", "tags": {"dc": "east"}})
+    assert reloading.agent.members()["reloads"].tags == {"role": "web", "dc": "east"}
+    told = "[WARN] agent: Deprecation warning: 'role' has been replaced with 'tags'"
+    assert told in reloading.agent.log()
+    reloading.reload({"role": "db", "tags": {"dc": "east"}})
+    assert reloading.agent.members()["reloads"].tags == {"role": "db", "dc": "east"}
+    assert "role has changed: needs a restart" not in reloading.agent.log()
 
 
 def test_a_reload_says_what_needs_a_restart(reloads):

@@ -37,7 +37,7 @@ def test_a_join_of_nobody_is_over_at_once() -> None:
 
 def test_a_state_is_taken_in_order_and_freed_as_it_is_taken() -> None:
     reader = StreamReader(Envelope(), accepting=False)
-    exchange = Exchange(1, address("n2"), reader, Asking(None))
+    exchange = Exchange(1, address("n2"), reader, Asking(None), 0.0)
     exchange.head = PushPullHead(5, 0, join=True)
     exchange.states = [NodeState(f"n{i}", b"\x0a\0\0\1", 1, b"", 1, 0, VSN) for i in range(5)]
     merge = Merge(exchange, b"user", news=True, present=1)
@@ -48,3 +48,9 @@ def test_a_state_is_taken_in_order_and_freed_as_it_is_taken() -> None:
         taken += [state.name for state in some]
     assert taken == ["n0", "n1", "n2", "n3", "n4"]
     assert (merge.with_join, merge.user_state, merge.join) == (True, b"user", None)
+
+
+def test_a_join_that_has_tried_the_primary_only_has_no_other_key() -> None:
+    assert Asking(None).other_key is None
+    assert Asking(None, (b"primary",)).other_key is None
+    assert Asking(None, (b"primary", b"second", b"third")).other_key == b"third"

@@ -290,7 +290,7 @@ def test_gossip_goes_to_the_present_and_the_recently_dead_never_to_who_left() ->
     made.dead(Dead(1, "long-dead", "x"), 1.0)
     made.dead(Dead(1, "dead", "x"), 50.0)
     made.dead(Dead(1, "left", "left"), 50.0)
-    chosen = made.choose_to_gossip(10, rng, died_after=30.0)
+    chosen = made.next_to_gossip(10, died_after=30.0)
     assert {peer.name for peer in chosen} == {"alive", "suspect", "dead"}
     assert {peer.name for peer in made.choose_alive(10, rng)} == {"alive"}
 
@@ -305,6 +305,21 @@ def test_choosing_gives_as_many_different_ones_as_there_are(size: int) -> None:
     assert len(set(names)) == len(names) == min(3, size - 1)
     assert "n0" not in names
     assert "me" not in names
+
+
+@pytest.mark.parametrize("size", [1, 2, 9, 10])
+def test_news_goes_to_each_member_in_turn(size: int) -> None:
+    made = table()
+    rng = Random(1)
+    for i in range(size):
+        made.alive(alive(node=f"n{i}"), 0.0, rng)
+    told = [peer.name for _ in range(4 * size) for peer in made.next_to_gossip(3, died_after=0.0)]
+    if size <= 3:
+        assert len(told) == 4 * size * size
+    # Whenever one begins to count: so many copies reach them all.
+    for start in range(len(told) - size):
+        assert len(set(told[start : start + size])) == size
+    assert "me" not in told
 
 
 def test_how_many_are_present_is_counted_through_every_change() -> None:

@@ -5,9 +5,13 @@ import tracemalloc
 import pytest
 from one_node import VSN, OneNode, address
 
-from serfd.effects import Emit, SendPacket
+from serfd.effects import Address, Connect, Emit, SendPacket, Write
 from serfd.gossip import memberlist
 from serfd.gossip.member_table import State
+from serfd.wire.envelope import Envelope
+from serfd.wire.packet import PacketCodec
+from serfd.wire.sealing import Keyring
+from serfd.wire.stream import StreamReader
 from serfd.wire.swim_messages import (
     Ack,
     Alive,
@@ -17,6 +21,7 @@ from serfd.wire.swim_messages import (
     NodeState,
     Ping,
     PushPullHead,
+    StreamError,
     Suspect,
     User,
     encode,
@@ -521,3 +526,196 @@ def test_an_answer_that_breaks_off_has_failed() -> None:
     assert (result.contacted, len(result.failures)) == (0, 1)
     assert "EOF" in result.failures[0]
     assert one.node.member_count == 1
+
+
+# Who is not heard, and who is not let in.
+
+
+@pytest.mark.parametrize("keys", [(), (bytes(16),)], ids=["plain", "sealed"])
+@pytest.mark.parametrize(("own", "theirs"), [("blue", "red"), ("blue", ""), ("", "red")])
+def test_another_label_is_not_heard_but_counted_and_told(
+    own: str, theirs: str, keys: tuple[bytes, ...], caplog: pytest.LogCaptureFixture
+) -> None:
+    one = OneNode(cluster_label=own, keys=keys)
+    envelope = Envelope(label=theirs.encode(), keyring=Keyring(keys), compress=False)
+    packet = PacketCodec(envelope).seal(
+        [encode(one.alive("n2"))], crc=False, nonce=lambda: bytes(12)
+    )
+    one.hear_bytes(packet)
+    assert one.accept(encode_push_pull([node_state("n2")], b"", join=True), envelope=envelope) == []
+    one.now = memberlist.DROP_LOG_INTERVAL
+    one.accept(encode_push_pull([node_state("n2")], b"", join=True), envelope=envelope)
+    assert len(one.closed()) == 1
+    assert one.statuses() == {"n1": "alive"}
+    assert one.node.stats()["dropped_input"] == "3"
+    assert "Dropped a packet from 10.0.0.2:7946: a packet with" in caplog.text
+    told = f"Dropped a stream from 10.0.0.2:7946: a stream with the label {theirs.encode()!r}, "
+    assert told in caplog.text
+
+
+@pytest.mark.parametrize("keys", [(), (bytes(16),)], ids=["plain", "sealed"])
+def test_the_same_label_is_heard(keys: tuple[bytes, ...]) -> None:
+    one = OneNode("n2", cluster_label="blue", keys=keys)
+    envelope = Envelope(label=b"blue", keyring=Keyring(keys), compress=False)
+    one.accept(encode_push_pull([node_state("n3")], b"", join=True), envelope=envelope)
+    assert one.statuses() == {"n1": "alive", "n2": "alive", "n3": "alive"}
+    assert one.node.stats()["dropped_input"] == "0"
+
+
+NETWORKS = ["10.0.0.0/29", "fd00::/8"]
+MAPPED = bytes(10) + b"\xff\xff"
+
+
+@pytest.mark.parametrize(
+    ("source", "addr", "why"),
+    [
+        ("10.0.0.2", bytes((10, 0, 0, 7)), None),
+        ("::ffff:10.0.0.2", MAPPED + bytes((10, 0, 0, 7)), None),
+        ("fd00::2", b"\xfd" + bytes(15), None),
+        ("10.0.0.8", bytes((10, 0, 0, 7)), "its sender 10.0.0.8 is in none of cidrs_allowed"),
+        ("::ffff:10.0.0.8", b"\xfd" + bytes(15), "its sender 10.0.0.8 is in none of"),
+        ("10.0.0.2", bytes((10, 0, 0, 8)), "'n7' at 10.0.0.8 is in none of cidrs_allowed"),
+        ("10.0.0.2", MAPPED + bytes((10, 0, 0, 8)), "'n7' at 10.0.0.8 is in none of"),
+        ("10.0.0.2", b"\xfe" + bytes(15), "'n7' at fe00:: is in none of cidrs_allowed"),
+        ("10.0.0.2", b"abc", "'n7' at b'abc' is no address"),
+    ],
+)
+def test_a_packets_news_of_a_member_need_its_sender_and_its_address_in_the_list(
+    source: str, addr: bytes, why: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = OneNode("n2", cidrs_allowed=NETWORKS)
+    data = encode(one.alive("n7", addr=addr))
+    one.node.packet_received(one.now, data, Address(source, 7946))
+    assert ("n7" in one.statuses()) == (why is None)
+    assert one.node.stats()["dropped_input"] == ("0" if why is None else "1")
+    assert why is None or why in caplog.text
+
+
+def test_of_a_state_exchange_only_the_members_addresses_count() -> None:
+    one = OneNode(cidrs_allowed=NETWORKS)
+    states = [node_state("n7"), node_state("n8"), node_state("n3")]
+    one.accept(encode_push_pull(states, b"", join=True), source="n9")
+    assert set(one.statuses()) == {"n1", "n3", "n7"}
+    assert one.node.stats()["dropped_input"] == "1"
+
+
+def test_who_joins_alone_lets_in_only_whom_the_list_has() -> None:
+    one = OneNode(cidrs_allowed=NETWORKS)
+    one.node.join(0.0, [address("n9")])
+    ((stream, _),) = one.connects()
+    one.reply(stream, encode_push_pull([node_state("n9"), node_state("n7")], b"", join=True))
+    assert set(one.statuses()) == {"n1", "n7"}
+
+
+def test_a_member_that_would_move_out_of_the_list_keeps_its_address() -> None:
+    one = OneNode("n2", cidrs_allowed=NETWORKS)
+    one.hear(Dead(1, "n2", "n9"))
+    one.hear(one.alive("n2", 9, addr=bytes((10, 0, 0, 8))))
+    assert one.statuses()["n2"] == "failed"
+    one.hear(one.alive("n2", 9, addr=bytes((10, 0, 0, 6))))
+    assert one.statuses()["n2"] == "alive"
+
+
+def test_a_node_outside_of_its_own_list_is_warned_and_still_refutes(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = OneNode(cidrs_allowed=["10.0.0.2/31"])
+    assert "This node's address 10.0.0.1 is in none of cidrs_allowed" in caplog.text
+    one.hear(one.alive("n1", 5))
+    assert one.node.memberlist.local.incarnation == 6
+
+
+# Fair shares.
+
+
+def test_membership_and_events_choose_first_by_turns_when_both_fill_packets() -> None:
+    one = OneNode("n2")
+    one.run_until(5.0, answering=["n2"])
+    one.sent.clear()
+    for i in range(40):
+        meta = b"\xff\x80" + bytes(498)
+        one.hear(Alive(1, f"x{i}", bytes((10, 9, 0, i)), 7946, meta, VSN))
+        one.node.user_event(one.now, f"e{i}", bytes(480))
+    packets = []
+    while len(packets) < 10:
+        before = len(one.sent)
+        one.hear(Ping(1, "n1"))
+        packets.append({type(message) for _, message in one.sent[before:]})
+    # Each is large enough to leave no room for one of the other kind.
+    assert packets.count({Ack, Alive}) == packets.count({Ack, User}) == 5
+
+
+# Keys.
+
+OLD, NEW = bytes(range(16)), bytes(range(32))
+
+
+def sealed(*keys: bytes) -> Envelope:
+    return Envelope(keyring=Keyring(keys), compress=False)
+
+
+def asked_with(one: OneNode, key: bytes) -> int:
+    """The stream of the one join request that was sent; it is sealed with this key."""
+    one.collect()
+    (stream,) = [effect.stream for effect in one.effects if isinstance(effect, Connect)]
+    (data,) = [effect.data for effect in one.effects if isinstance(effect, Write)]
+    one.effects.clear()
+    reader = StreamReader(sealed(key), accepting=True)
+    reader.feed(data)
+    assert isinstance(reader.read()[0], PushPullHead)
+    return stream
+
+
+@pytest.mark.parametrize("text", ["no installed keys", "No installed keys"])
+def test_a_join_that_the_peer_cannot_open_is_tried_again_with_every_other_key(text: str) -> None:
+    third = bytes(24)
+    one = OneNode(keys=[OLD, third, NEW])
+    one.node.join(0.0, [address("n2")])
+    refusal = encode(StreamError(f"{text} could decrypt the message"))
+    for key in (OLD, third):
+        one.reply(asked_with(one, key), refusal, envelope=sealed(NEW))
+    body = encode_push_pull([node_state("n2")], b"", join=True)
+    one.reply(asked_with(one, NEW), body, envelope=sealed(NEW))
+    assert [result.contacted for result in one.results()] == [1]
+    # It was alone: from now on it speaks as those do who let it in.
+    assert one.node._keyring.keys == (NEW, OLD, third)
+
+
+def test_a_join_that_the_peer_cannot_open_with_any_key_has_failed() -> None:
+    one = OneNode(keys=[OLD, NEW])
+    one.node.join(0.0, [address("n2")])
+    refusal = encode(StreamError("no installed keys could decrypt the message"))
+    for key in (OLD, NEW):
+        one.reply(asked_with(one, key), refusal, envelope=sealed(NEW))
+    assert one.connects() == []
+    one.collect()
+    assert one.node._keyring.keys == (OLD, NEW)
+
+
+def test_a_failed_join_says_what_the_peer_said() -> None:
+    one = OneNode(keys=[OLD])
+    one.node.join(0.0, [address("n2")])
+    text = "no installed keys could decrypt the message"
+    one.reply(asked_with(one, OLD), encode(StreamError(text)), envelope=sealed(OLD))
+    (result,) = one.results()
+    assert result.failures == (f"Failed to join 10.0.0.2: remote error: {text}",)
+
+
+def test_while_others_understand_the_primary_it_stays() -> None:
+    one = OneNode("n3", keys=[OLD, NEW])
+    one.run_until(5.0, answering=["n3"])
+    one.take_effects(Write)
+    one.node.join(5.0, [address("n2")])
+    refusal = encode(StreamError("no installed keys could decrypt the message"))
+    one.reply(asked_with(one, OLD), refusal, envelope=sealed(NEW))
+    body = encode_push_pull([node_state("n2")], b"", join=True)
+    one.reply(asked_with(one, NEW), body, envelope=sealed(NEW))
+    assert [result.contacted for result in one.results()] == [1]
+    assert one.node._keyring.keys == (OLD, NEW)
+
+
+def test_another_error_of_the_peer_is_not_answered_with_another_key() -> None:
+    one = OneNode(keys=[OLD, NEW])
+    one.node.join(0.0, [address("n2")])
+    one.reply(asked_with(one, OLD), encode(StreamError("too busy")), envelope=sealed(NEW))
+    assert one.connects() == []

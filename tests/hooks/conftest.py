@@ -14,6 +14,7 @@ from serfd.config import Config, Seconds
 from serfd.errors import CommandError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import LoadedPlugin, load
+from serfd.metrics import Metrics
 from serfd.serf.events import (
     Event,
     Member,
@@ -39,6 +40,8 @@ class StandInAgent(Agent):
 
     name = "n1"
     tags: ClassVar[dict[str, str]] = {}
+
+    metrics = Metrics()
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
@@ -106,7 +109,7 @@ class Plugins:
         if "class Plugin" not in body:
             body = (
                 "class Plugin:\n"
-                "    def __init__(self, agent): self.agent = agent\n"
+                "    def __init__(self, agent): self.agent = agent._agent\n"
                 + textwrap.indent(body, "    ")
             )
         path = (to or self.own) / f"{name}.py"

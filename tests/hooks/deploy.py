@@ -1,10 +1,6 @@
 """Deploy what a user event names, say on a query how it went, and ask all nodes that."""
 
-import logging
-
-from serfd.hooks import Agent, Query, QueryAnswer, QueryParams, Seconds, UserEvent, hookimpl
-
-log = logging.getLogger("serfd.plugins.deploy")
+from serfd.hooks import Agent, Query, UserEvent, hookimpl
 
 
 class Plugin:
@@ -16,8 +12,7 @@ class Plugin:
     async def user_event(self, event: UserEvent) -> None:
         if event.name == "deploy":
             version = event.payload.decode()
-            program = ["/usr/local/bin/deploy", version]
-            done = await self._agent.run(program, env={}, timeout=Seconds(20), output_max=1000)
+            done = await self._agent.run(["/usr/local/bin/deploy", version], timeout=20)
             self._state = f"{version}: {done.status_text}"
         elif event.name == "deploy-report":
             await self._report()
@@ -27,9 +22,7 @@ class Plugin:
         return self._state if query.name == "deployed" else None
 
     async def _report(self) -> None:
-        answers: list[QueryAnswer] = []
-        web = QueryParams(tags={"role": "web"}, timeout=5.0)
-        done = await self._agent.query("deployed", answered=answers.append, params=web)
-        for answer in answers:
-            log.info("%s has deployed %s", answer.sender, answer.payload.decode())
-        log.info("%d nodes have answered", done.responses)
+        answers = self._agent.query("deployed", tags={"role": "web"}, timeout=5)
+        async for answer in answers:
+            self._agent.logger.info("%s has %s", answer.sender, answer.payload.decode())
+        self._agent.logger.info("%d nodes have answered", answers.done.responses)

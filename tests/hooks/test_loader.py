@@ -110,6 +110,20 @@ def test_settings_are_typed_and_have_defaults(plugins):
             "plugin 'webhook': key 'api_token' in [plugins.webhook]: expected `str`, got `int`, "
             "found a value that is not shown",
         ),
+        (
+            {"url": {"Authorization": "Bearer 12345"}},
+            "plugin 'webhook': key 'url' in [plugins.webhook]: expected `str`, got `object`, "
+            "found a value that is not shown",
+        ),
+        (
+            {"url": "x", "hook_timeout": 300},
+            "key 'hook_timeout' in [plugins.webhook]: found 300, expected a duration in quotes "
+            "like '500ms', '10s', '5m' or '24h'",
+        ),
+        (
+            {"url": "x", "hook_timeout": "0s"},
+            "key 'hook_timeout' in [plugins.webhook]: must be longer than 0",
+        ),
     ],
 )
 def test_wrong_settings_name_the_plugin_the_key_what_was_found_and_expected(plugins, table, text):
@@ -184,7 +198,8 @@ def test_what_is_wrong_with_a_file_is_named_with_its_place(plugins, source, text
     [
         ("@hookimpl\ndef member_jion(self): ...",
          "there is no hook 'member_jion'; the hooks are start, stop, member_join, member_leave, "
-         "member_failed, member_update, member_reap, user_event, query; did you mean "
+         "member_failed, member_update, member_reap, user_event, events_lost, reload, query; "
+             "did you mean "
          "'member_join'?"),
         ("@hookimpl\ndef zzz(self): ...", "there is no hook 'zzz'; the hooks are start, stop,"),
         ("@hookimpl(specname='member_fail')\ndef zzz(self): ...",
@@ -312,6 +327,7 @@ def test_a_failed_load_leaves_the_running_code_as_it_was(plugins):
         ("file", False),
         ("settings", False),
         ("place", False),
+        ("limit", False),
         ("handed back only if held", False),
     ],
 )
@@ -328,6 +344,8 @@ def test_only_what_changed_is_built_anew(plugins, change, kept):
             table = {"url": "2"}
         case "place":
             path.rename(plugins.bundled / "a.py")
+        case "limit":
+            table = {"url": "1", "hook_timeout": "5m"}
         case "handed back only if held":
             held = []
     (new,) = plugins.load(a=table, held=held)
@@ -377,3 +395,59 @@ def test_the_bundled_folder_is_found_in_an_installed_wheel(tmp_path, monkeypatch
     (package / "bundled_plugins").mkdir(parents=True)
     monkeypatch.setattr("serfd.__file__", str(package / "__init__.py"))
     assert bundled_dir() == Path(package / "bundled_plugins")
+
+
+def test_a_durable_plugin_needs_a_state_dir(plugins, monkeypatch):
+    plugins.write("a", "@hookimpl\ndef start(self): ...")
+    monkeypatch.delenv("STATE_DIRECTORY", raising=False)
+    with pytest.raises(ConfigError, match=r"'durable' in \[plugins.a\] needs .* set state_dir"):
+        plugins.load(a={"durable": True})
+    monkeypatch.setenv("STATE_DIRECTORY", "/var/lib/serfd:/var/lib/other")
+    (loaded,) = plugins.load(a={"durable": True})
+    assert loaded.durable
+    assert loaded.agent._state_root == Path("/var/lib/serfd")
+
+
+def test_several_may_have_one_file(plugins):
+    plugins.write(
+        "a",
+        """
+        class Plugin:
+            class Settings(Struct):
+                level: int = 0
+            def __init__(self, agent, settings): self.agent, self.level = agent, settings.level
+        """,
+    )
+    first, second = plugins.load(one={"plugin": "a", "level": 1}, two={"plugin": "a", "level": 2})
+    assert [p.plugin.level for p in (first, second)] == [1, 2]
+    assert [p.plugin.agent.plugin for p in (first, second)] == ["one", "two"]
+    assert type(first.plugin) is type(second.plugin)
+    # One of them goes: the other's code stays where pickle and typing look for it.
+    kept = plugins.load(held=[first, second], two={"plugin": "a", "level": 2})
+    assert kept == [second]
+
+
+@pytest.mark.parametrize(
+    ("table", "text"),
+    [
+        ({"plugin": 5}, "key 'plugin' in [plugins.a]: found 5, expected a plugin's name"),
+        ({"durable": "yes"}, "key 'durable' in [plugins.a]: found 'yes', expected true or false"),
+        ({"plugin": "../a"}, "'../a' is not a plugin's name"),
+        ({"plugin": "nope"}, "plugin 'nope', switched on by [plugins.a], was not found"),
+    ],
+)
+def test_serfds_own_keys_are_checked(plugins, table, text):
+    with pytest.raises(ConfigError) as caught:
+        plugins.load(a=table)
+    assert text in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["plugin", "durable"])
+def test_a_setting_cannot_have_the_name_of_one_of_serfds(plugins, key):
+    plugins.write(
+        "a",
+        f"class Plugin:\n    class Settings(Struct):\n        {key}: int = 0\n"
+        "    def __init__(self, agent, settings): ...",
+    )
+    with pytest.raises(ConfigError, match=f"a setting cannot be named '{key}', serfd has it"):
+        plugins.load("a")

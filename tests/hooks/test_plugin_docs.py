@@ -1,17 +1,19 @@
 """docs/plugins.md says what is true."""
 
-import importlib.util
 import inspect
 import re
 from pathlib import Path
 
 import pytest
+from followed_files import bundled
 from twisted.internet.defer import execute, succeed
 
 import serfd.hooks
 from serfd.config import Config, Seconds
 from serfd.hooks import loader, specs
-from serfd.hooks.host import BLOCKING_MAX, MAILBOX_SIZE, QUERIES_MAX
+from serfd.hooks.host import BLOCKING_MAX, FAILURES_MAX, QUERIES_MAX, REST_MAX, REST_MIN
+from serfd.hooks.mailbox import MAILBOX_SIZE, TOGETHER_MAX
+from serfd.hooks.plugin_agent import PluginAgent
 from serfd.net.process import KILL_AFTER, ProcessResult
 from serfd.serf.events import MemberEventKind
 from serfd.serf.queries import QueryAnswer, QueryDone
@@ -42,7 +44,14 @@ def _signature(function) -> str:
 
 def test_there_is_a_hook_for_every_event():
     members = {kind.value.replace("-", "_") for kind in MemberEventKind}
-    assert set(specs.HOOKS) == members | {"user_event", "query", "start", "stop"}
+    others = {"user_event", "events_lost", "query", "start", "stop", "reload"}
+    assert set(specs.HOOKS) == members | others
+
+
+def test_the_agents_table_names_everything_a_plugin_may_use():
+    named = set(re.findall(r"`([a-z_]+)", section("The agent")))
+    public = {name for name in vars(PluginAgent) if not name.startswith("_")} - {"serve"}
+    assert public | {"logger", "metrics"} <= named
 
 
 def test_every_name_a_plugin_may_import_is_in_the_docs():
@@ -63,8 +72,9 @@ def test_the_example_loads_and_does_what_it_says(agent, clock, host, plugins, tm
     host.attach(plugins.load(notebook={"file": str(file)}))
     host.start()
     agent.happen("n2", "n3", kind=MemberEventKind.FAILED)
+    clock.pump([0, 0])
     agent.happen("n4", kind=MemberEventKind.FAILED)
-    clock.pump([0, 0, 0])
+    clock.pump([0, 0])
     assert [line.split()[2:] for line in file.read_text().splitlines()] == [["n2", "n3"], ["n4"]]
 
 
@@ -72,11 +82,11 @@ def test_the_second_example_loads_and_does_what_it_says(agent, clock, host, plug
     (plugins.own / "deploy.py").write_text(SECOND_EXAMPLE.read_text())
     asked = []
 
-    def run(argv, *, env, timeout, output_max):
+    def run(argv, *, stdin, env, timeout, output_max):
         asked.append(argv)
         return succeed(ProcessResult(3, b"", b"", timed_out=False, seconds=Seconds(1)))
 
-    def query(name, *, answered, params):
+    def query(name, payload, *, answered, params):
         asked.append((name, params.tags, params.timeout))
         answered(QueryAnswer("n2", b"1.2: exit status 3", is_ack=False))
         return succeed(QueryDone(0, 1, 1))
@@ -94,7 +104,7 @@ def test_the_second_example_loads_and_does_what_it_says(agent, clock, host, plug
     assert asked == [["/usr/local/bin/deploy", "1.2"], ("deployed", {"role": "web"}, 5.0)]
     assert agent.responses == [(before, b"nothing"), (after, b"1.2: exit status 3")]
     assert other not in dict(agent.responses)
-    assert "n2 has deployed 1.2: exit status 3" in caplog.text
+    assert "n2 has 1.2: exit status 3" in caplog.text
     assert "1 nodes have answered" in caplog.text
 
 
@@ -109,31 +119,19 @@ def test_the_error_in_the_docs_is_the_real_one(plugins):
     assert f"\n    {caught.value}\n" in DOCS
 
 
-def test_the_script_plugins_settings_are_all_there_with_their_defaults():
-    file = importlib.util.spec_from_file_location("script_of_docs", ROOT / "plugins/script.py")
-    module = importlib.util.module_from_spec(file)
-    file.loader.exec_module(module)
-    settings = module.Plugin.Settings()
-    shown = dict(re.findall(r"^\| `(\w+)` \| `(.*?)` \|", section("script"), re.MULTILINE))
-    assert shown == {name: _shown(getattr(settings, name)) for name in settings.__struct_fields__}
-    assert "8 KiB" in section("script")
-    assert module.OUTPUT_MAX == 8 * 1024
-
-
-def _shown(value: object) -> str:
-    match value:
-        case Seconds():
-            return f'"{value:g}s"'
-        case tuple():
-            return str(list(value))
-        case _:
-            return str(value)
-
-
 def test_the_limits_in_the_docs_are_the_real_ones():
     assert f"Up to {MAILBOX_SIZE} events" in DOCS
     assert f"Up to {QUERIES_MAX} queries" in DOCS
     assert f"at most {Config().query_response_size_limit} bytes" in DOCS
     assert f"`hook_timeout` ({Config().hook_timeout:g} s)" in DOCS
+    assert f"up to {TOGETHER_MAX}" in DOCS
+    assert f"After {FAILURES_MAX} calls in a row" in DOCS
+    assert f"{REST_MIN:g} s, then twice as long each time, up to {REST_MAX:g} s" in DOCS
     assert f"more than {BLOCKING_MAX * 1000:g} ms" in DOCS
-    assert f"SIGKILL {KILL_AFTER:g} s later" in DOCS
+
+
+def test_the_limits_in_the_page_on_scripts_are_the_real_ones():
+    page = (ROOT / "docs/plugins/script.md").read_text()
+    assert f"SIGKILL {KILL_AFTER:g} s later" in page
+    assert "The last 8 KiB" in page
+    assert bundled("script").OUTPUT_MAX == 8 * 1024

@@ -13,6 +13,8 @@ def test_the_hooks_and_what_they_pass():
             ("members",),
         ),
         "user_event": ("event",),
+        "events_lost": ("count",),
+        "reload": ("settings",),
         "query": ("query",),
     } == specs.HOOKS
 

@@ -1,6 +1,7 @@
 """Sealed and packed gossip between real Serf agents and ours."""
 
 import base64
+import json
 
 import pytest
 from processes import everyone_sees, until_is
@@ -53,6 +54,47 @@ def test_who_has_not_the_clusters_key_does_not_get_in(agents, joining, own, peer
         client.join([outside.bind])
     everyone_sees([outside], {"outside": "alive"})
     everyone_sees([inside], {"inside": "alive"})
+
+
+def test_who_is_first_to_get_the_key_of_a_plain_cluster_stays_a_member(agents):
+    # The first step of encrypting a living cluster: it has the key, and neither sends nor asks
+    # for what is sealed. Real agents cannot take the other steps: they have no such settings.
+    waiting = {"encrypt_verify_incoming": False, "encrypt_verify_outgoing": False}
+    kinds = {"s1": "serf", "s2": "serf", "d1": "serfd"}
+    own = {"d1": [f"-encrypt={key(32)}"]}
+    three = agents.cluster(kinds, configs={"serfd": waiting}, own=own)
+    for name in three:
+        with three[name].client() as client:
+            client.tags({"role": f"of {name}"})
+        for agent in three.values():
+            until_is(
+                f"the role of {name} as {agent.name} sees it",
+                lambda agent=agent, name=name: agent.members()[name].tags.get("role"),
+                f"of {name}",
+            )
+    stats = three["d1"].stats()["serf"]
+    assert (stats["encrypted"], stats["dropped_input"]) == ("true", "0")
+
+
+def test_who_was_away_while_real_agents_changed_their_key_gets_in_with_the_next_of_its_own(
+    agents, tmp_path
+):
+    ring = tmp_path / "keys.json"
+    ring.write_text(json.dumps([key(16), key(24), key(32)]))
+    two = agents.cluster({"s1": "serf", "s2": "serf"}, f"-encrypt={key(32)}")
+    away = agents.start("serfd", "d1", f"-keyring-file={ring}")
+    away.join(two["s1"])
+    everyone_sees([*two.values(), away], dict.fromkeys(["s1", "s2", "d1"], "alive"))
+    # From now on it speaks as they do, and knows it after a restart too.
+    assert json.loads(ring.read_text()) == [key(32), key(16), key(24)]
+    with away.client() as client:
+        client.tags({"role": "back"})
+    for agent in two.values():
+        until_is(
+            f"the role of d1 as {agent.name} sees it",
+            lambda agent=agent: agent.members()["d1"].tags.get("role"),
+            "back",
+        )
 
 
 @pytest.mark.parametrize("without", [(), ("serf",), ("serfd",), ("serf", "serfd")])

@@ -16,16 +16,19 @@ from twisted.python.failure import Failure
 from twisted.test.iosim import FakeTransport, connect
 
 from serfd.config import load
-from serfd.effects import Address
+from serfd.effects import Address, Command, StreamId
 from serfd.errors import CommandError
 from serfd.gossip.member_table import State
 from serfd.net.driver import CLOSE_GRACE, Driver
 from serfd.net.transport import PACKET_MAX, AcceptFactory, PacketProtocol
-from serfd.serf.events import Event, MemberEvent, MemberEventKind
+from serfd.serf.events import Event, MemberEvent, MemberEventKind, Query
 from serfd.serf.node import Node
+from serfd.serf.queries import EVERYBODY, QueryDone, QueryParams
+from serfd.wire import serf_messages
 from serfd.wire.envelope import Envelope
 from serfd.wire.packet import PacketCodec
 from serfd.wire.sealing import Keyring
+from serfd.wire.serf_messages import QueryResponse
 from serfd.wire.swim_messages import Ack, Alive, IndirectPing, Message, Ping, Suspect, encode
 
 CONFIG = load([], flags={"profile": "local", "disable_coordinates": True})
@@ -412,12 +415,28 @@ def test_what_a_listener_asks_comes_after_what_is_being_told():
 
 
 class Poisoned(Node):
-    """A node with a mistake in it."""
+    """A node with mistakes in it: each breaks off when half is done."""
 
     def packet_received(self, now: float, data: bytes, source: Address) -> None:
         super().packet_received(now, data, source)
         if source.port == 666:
             raise ZeroDivisionError
+
+    def stream_opened(self, now: float, peer: Address) -> StreamId:
+        super().stream_opened(now, peer)
+        raise ZeroDivisionError
+
+    def user_event(
+        self, now: float, name: str, payload: bytes, *, coalesce: bool = True
+    ) -> Command[None]:
+        super().user_event(now, name, payload, coalesce=coalesce)
+        raise ZeroDivisionError
+
+    def query(
+        self, now: float, name: str, payload: bytes, params: QueryParams
+    ) -> Command[QueryDone]:
+        super().query(now, name, payload, params)
+        raise ZeroDivisionError
 
 
 def test_a_mistake_of_ours_costs_one_input_is_counted_and_logged(caplog):
@@ -437,3 +456,57 @@ def test_in_tests_a_mistake_of_ours_is_raised():
     stage = Stage(kind=Poisoned).start()
     with pytest.raises(ZeroDivisionError):
         stage.driver.packet_received(b"", Address("127.0.0.1", 666))
+
+
+def internal_error(stage: Stage, caplog: pytest.LogCaptureFixture, what: str) -> None:
+    """One was counted, and the log says in what."""
+    assert stage.driver.internal_errors == 1
+    assert f"An input was dropped by an internal error: {what}" in caplog.text
+    assert "ZeroDivisionError" in caplog.text
+
+
+def test_a_mistake_of_ours_fails_the_command_it_is_in(caplog):
+    logging.getLogger("serfd").propagate = True
+    stage = Stage(kind=Poisoned, strict=False).start()
+    # The node has finished this command, so its result comes out too: for nobody.
+    told = stage.driver.run(stage.node.user_event, "deploy", b"")
+    assert str(result_of(told)) == "internal error, see the log"
+    internal_error(stage, caplog, "user_event")
+    leaving = stage.driver.run(stage.node.leave)
+    stage.reactor.pump([0.1] * 20)
+    assert result_of(leaving) is None
+
+
+def test_a_mistake_of_ours_fails_the_question_it_is_in(caplog):
+    logging.getLogger("serfd").propagate = True
+    stage = Stage(kind=Poisoned, strict=False).start()
+    answers: list[Any] = []
+    asking = stage.driver.ask(stage.node.query, answers.append, "load", b"", EVERYBODY)
+    assert str(result_of(asking)) == "internal error, see the log"
+    internal_error(stage, caplog, "query")
+    # The node goes on with its half: what comes in for it is for nobody.
+    [query] = [event for event in stage.events if isinstance(event, Query)]
+    stage.driver.run(stage.node.respond, query, b"17").addErrback(lambda _: None)
+    response = QueryResponse(query.ltime, query.id, "a", 0, b"17")
+    stage.driver.packet_received(b"\x08" + serf_messages.encode(response), PEER)
+    stage.reactor.pump([1.0] * 60)
+    assert answers == []
+    assert stage.driver.internal_errors == 1
+
+
+def test_a_mistake_of_ours_costs_the_stream_that_was_accepted(caplog):
+    logging.getLogger("serfd").propagate = True
+    stage = Stage(kind=Poisoned, strict=False).start()
+    link, pipe = stage.accept()
+    assert pipe.aborted
+    internal_error(stage, caplog, "stream_opened")
+    link.dataReceived(b"\xff")
+    link.connectionLost(Failure(ConnectionDone()))
+    assert stage.driver.internal_errors == 1
+
+
+def test_after_the_end_no_stream_is_accepted():
+    stage = Stage().start()
+    stage.driver.stop()
+    _, pipe = stage.accept()
+    assert pipe.aborted

@@ -24,6 +24,7 @@ from twisted.internet.defer import Deferred, maybeDeferred
 from twisted.internet.task import Clock
 
 from serfd.errors import ConfigError
+from serfd.metrics import Metrics
 from serfd.net import snapshot_file
 from serfd.net.snapshot_file import FLUSH_WITHIN, RETRY_AFTER, SnapshotFile
 from serfd.serf.snapshot import Snapshot, replay
@@ -60,9 +61,12 @@ class Disk:
         self.clock = Clock()
         self.threads = Threads()
         self.opened: list[SnapshotFile] = []
+        self.metrics = Metrics()
 
     def open(self) -> SnapshotFile:
-        self.opened.append(SnapshotFile(str(self.path), self.clock, self.threads.defer))
+        self.opened.append(
+            SnapshotFile(str(self.path), self.clock, self.threads.defer, self.metrics)
+        )
         return self.opened[-1]
 
     def read(self) -> str:
@@ -161,7 +165,7 @@ def refused(path: str) -> str:
     clock, threads = Clock(), Threads()
     files = len(os.listdir("/proc/self/fd"))
     with pytest.raises(ConfigError) as raised:
-        SnapshotFile(path, clock, threads.defer)
+        SnapshotFile(path, clock, threads.defer, Metrics())
     assert len(os.listdir("/proc/self/fd")) == files
     return str(raised.value)
 
@@ -312,6 +316,18 @@ def test_a_compaction_replaces_the_file_while_it_is_still_added_to(
     disk.clock.advance(FLUSH_WITHIN)
     assert disk.read() == "clock: 3\nclock: 4\nclock: 5\nclock: 6\n"
     assert file.errors == 0
+
+
+def test_it_is_measured_how_long_the_disk_takes(disk: Disk) -> None:
+    file = disk.open()
+    file.append(["clock: 1"])
+    disk.clock.advance(FLUSH_WITHIN)
+    file.replace(["clock: 1"])
+    disk.clock.advance(0.25)
+    disk.threads.run()
+    counts = {name: series.count for name, series in disk.metrics.samples.items()}
+    assert counts == {"serf.snapshot.appendLine": 1, "serf.snapshot.compact": 1}
+    assert disk.metrics.samples["serf.snapshot.compact"].last == pytest.approx(0.25)
 
 
 def test_a_compaction_that_is_overtaken_by_the_next_gives_way(disk: Disk) -> None:
@@ -560,12 +576,13 @@ CHILD = """
 import os, sys
 from twisted.internet.defer import maybeDeferred
 from twisted.internet.task import Clock
+from serfd.metrics import Metrics
 from serfd.net.snapshot_file import SnapshotFile
 from serfd.serf import snapshot
 
 snapshot.COMPACTION_SIZE_MIN = 3000
 snapshot.COMPACTION_SIZE_PER_NODE = 0
-file = SnapshotFile(sys.argv[1], Clock(), maybeDeferred)
+file = SnapshotFile(sys.argv[1], Clock(), maybeDeferred, Metrics())
 remembered = snapshot.replay(file.lines(), rejoin_after_leave=False)
 lines = snapshot.Snapshot(remembered, rejoin_after_leave=False)
 step = remembered.clock
@@ -606,7 +623,7 @@ def test_a_sudden_death_leaves_a_file_with_all_that_was_written(disk: Disk, seed
             for line in child.stdout:
                 written = int(line) if line.endswith(b"\n") else written
         assert child.returncode == -signal.SIGKILL
-        file = SnapshotFile(str(disk.path), disk.clock, disk.threads.defer)
+        file = SnapshotFile(str(disk.path), disk.clock, disk.threads.defer, disk.metrics)
         remembered = replay(file.lines(), rejoin_after_leave=False)
         file.close()
         assert remembered.warnings == []

@@ -1,11 +1,20 @@
 """Sockets bound before anything is started on them."""
 
+import grp
+import os
+import shutil
 import socket
+import stat
+import subprocess
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
 from serfd.errors import ConfigError
-from serfd.net.sockets import bind_gossip, bind_rpc, resolve_host
+from serfd.net.sockets import bind_gossip, bind_rpc, bind_unix, find_group, resolve_host
 
 HOST = "127.0.0.1"
 
@@ -101,3 +110,194 @@ def test_a_name_is_looked_up():
 def test_a_name_that_nobody_knows_is_named_with_its_setting():
     with pytest.raises(ConfigError, match=r"^advertise: cannot resolve 'nobody\.invalid': "):
         resolve_host("advertise", "nobody.invalid")
+
+
+# Unix sockets.
+
+
+@pytest.fixture
+def folder():
+    """A directory that other users reach too."""
+    made = Path(tempfile.mkdtemp(prefix="serfd-"))
+    made.chmod(0o755)
+    yield made
+    shutil.rmtree(made)
+
+
+@contextmanager
+def as_nobody():
+    """In this block without root's rights, if the tests have them."""
+    if os.geteuid():
+        yield
+        return
+    os.seteuid(65534)
+    try:
+        yield
+    finally:
+        os.seteuid(0)
+
+
+def bind(path, *, mode=0o600, group=""):
+    return bind_unix(str(path), mode=mode, group=group)
+
+
+def refused(path, **how):
+    """Why it cannot be bound."""
+    with pytest.raises(ConfigError) as failed:
+        bind(path, **how)
+    return str(failed.value).replace(str(path), "PATH").replace(str(path.parent), "FOLDER")
+
+
+def other_group():
+    """A group that this process can give away a file to, if possible not its first one."""
+    mine = os.getgroups() if os.geteuid() else [g.gr_gid for g in grp.getgrall()]
+    return grp.getgrgid(next((g for g in mine if g != os.getegid()), os.getegid()))
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o660, 0o666])
+@pytest.mark.parametrize("umask", [0, 0o077])
+def test_a_unix_socket_has_its_mode_whatever_the_umask(folder, mode, umask):
+    before = os.umask(umask)
+    try:
+        with bind(folder / "rpc.sock", mode=mode) as bound:
+            assert not bound.getblocking()
+            assert stat.S_IMODE((folder / "rpc.sock").stat().st_mode) == mode
+            with socket.socket(socket.AF_UNIX) as client:
+                client.connect(bound.getsockname())  # it listens
+        assert os.umask(umask) == umask
+    finally:
+        os.umask(before)
+
+
+def test_its_group_is_set_by_name(folder):
+    group = other_group()
+    with bind(folder / "rpc.sock", mode=0o660, group=group.gr_name):
+        assert (folder / "rpc.sock").stat().st_gid == group.gr_gid
+
+
+def test_until_its_group_is_right_nobody_can_connect_and_its_mode_is_no_wider(folder):
+    # Asked in the moment before the change of group, which Python tells of.
+    code = """if True:
+        import os, socket, stat, sys
+        from serfd.net.sockets import bind_unix
+        path, group = sys.argv[1:]
+
+        def look(event, args):
+            if event == "os.chown":
+                with socket.socket(socket.AF_UNIX) as client:
+                    mode = stat.S_IMODE(os.stat(path).st_mode)
+                    print(oct(mode), os.strerror(client.connect_ex(path)))
+
+        os.umask(0)
+        sys.addaudithook(look)
+        bind_unix(path, mode=0o640, group=group)
+    """
+    argv = [sys.executable, "-c", code, folder / "rpc.sock", other_group().gr_name]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout == "0o640 Connection refused\n"
+
+
+def test_the_socket_of_a_daemon_that_is_dead_is_replaced(folder):
+    bind(folder / "rpc.sock").close()
+    old = (folder / "rpc.sock").stat().st_ino, (folder / "rpc.sock").stat().st_ctime_ns
+    with bind(folder / "rpc.sock") as bound, socket.socket(socket.AF_UNIX) as client:
+        client.connect(bound.getsockname())
+        new = (folder / "rpc.sock").stat().st_ino, (folder / "rpc.sock").stat().st_ctime_ns
+    assert new != old
+
+
+TAKEN = "cannot listen on unix:PATH (rpc_addr): Address already in use; another agent may run there"
+
+
+def test_the_socket_of_a_living_one_is_not(folder):
+    with bind(folder / "rpc.sock"):
+        assert refused(folder / "rpc.sock") == TAKEN
+
+
+def test_nor_that_of_one_that_does_not_keep_up_with_accepting(folder):
+    with socket.socket(socket.AF_UNIX) as busy, socket.socket(socket.AF_UNIX) as waiting:
+        busy.bind(str(folder / "rpc.sock"))
+        busy.listen(0)
+        waiting.connect(busy.getsockname())
+        assert refused(folder / "rpc.sock") == TAKEN
+
+
+def make_file(path):
+    path.write_text("precious")
+
+
+def make_link(path):
+    path.symlink_to(path.parent / "elsewhere")
+
+
+@pytest.mark.parametrize("make", [make_file, make_link, Path.mkdir])
+def test_what_is_no_socket_is_left_alone(folder, make):
+    make(folder / "rpc.sock")
+    before = (folder / "rpc.sock").lstat()
+    assert refused(folder / "rpc.sock") == (
+        "cannot listen on unix:PATH (rpc_addr): there is a file that is no socket; remove it, or "
+        "choose another path"
+    )
+    assert (folder / "rpc.sock").lstat() == before
+
+
+def test_a_socket_of_another_kind_that_lives_is_left_alone(folder):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as other:
+        other.bind(str(folder / "rpc.sock"))
+        assert refused(folder / "rpc.sock") == (
+            "cannot listen on unix:PATH (rpc_addr): there is a socket already: "
+            "Protocol wrong type for socket"
+        )
+
+
+def test_a_directory_that_is_not_there_is_named(folder):
+    assert refused(folder / "none" / "rpc.sock") == (
+        "cannot listen on unix:PATH (rpc_addr): No such file or directory; "
+        "make the directory FOLDER first"
+    )
+
+
+def test_a_directory_that_may_not_be_written_to_is_named(folder):
+    folder.chmod(0o555)
+    with as_nobody():
+        assert refused(folder / "rpc.sock") == (
+            "cannot listen on unix:PATH (rpc_addr): Permission denied; "
+            "serfd must be allowed to make files in FOLDER"
+        )
+
+
+def test_a_dead_socket_in_somebody_elses_directory_is_told(folder):
+    bind(folder / "rpc.sock", mode=0o666).close()
+    folder.chmod(0o555)
+    with as_nobody():
+        assert refused(folder / "rpc.sock") == (
+            "cannot listen on unix:PATH (rpc_addr): the socket of an ended process cannot be "
+            "removed: Permission denied"
+        )
+    folder.chmod(0o755)
+
+
+@pytest.mark.parametrize("name", ["no-such-group", "nul\0"])
+def test_a_group_that_nobody_knows_is_named_and_nothing_is_made(folder, name):
+    assert refused(folder / "rpc.sock", group=name) == (
+        f"rpc_socket_group: there is no group {name!r} on this machine; `getent group` lists "
+        "those there are"
+    )
+    assert list(folder.iterdir()) == []
+
+
+def test_a_group_that_may_not_be_given_is_told_and_nothing_stays(folder):
+    folder.chmod(0o777)
+    mine = {os.getegid(), *os.getgroups()}
+    foreign = next(group.gr_name for group in grp.getgrall() if group.gr_gid not in mine)
+    with as_nobody():
+        said = refused(folder / "rpc.sock", group=foreign)
+    assert said == (
+        f"rpc_socket_group {foreign!r}: Operation not permitted; the user that serfd runs as must "
+        "be in that group"
+    )
+    assert list(folder.iterdir()) == []
+
+
+def test_no_group_is_no_change():
+    assert find_group("") == -1

@@ -1,6 +1,6 @@
 import importlib.util
 import logging
-import time
+import os
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -15,6 +15,7 @@ from serfd.config import Config, Seconds
 from serfd.errors import CommandError, ConfigError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import bundled_dir, load
+from serfd.metrics import Metrics
 from serfd.net.process import ProcessResult
 from serfd.serf.events import Member, MemberEvent, MemberEventKind, Query, Status, UserEvent
 
@@ -49,6 +50,7 @@ class Started:
 class StandInAgent(Agent):
     name = "n1"
     tags: ClassVar[dict[str, str]] = {}
+    metrics = Metrics()
 
     def __init__(self) -> None:
         self.started: list[Started] = []
@@ -60,11 +62,15 @@ class StandInAgent(Agent):
         return lambda: None
 
     def run(self, argv, *, stdin=b"", env, timeout, output_max):
-        of_query = ['exec /bin/sh -c "$0" 2>&1'] if env["SERF_EVENT"] == "query" else []
-        assert argv[:-1] == ["/bin/sh", "-c", *of_query]
+        if len(argv) > 1:
+            self.check_shell(argv, env)
         done: Deferred[ProcessResult] = Deferred()
         self.started.append(Started(argv[-1], stdin, dict(env), timeout, output_max, done))
         return fail(self.refuse) if self.refuse else done
+
+    def check_shell(self, argv, env):
+        of_query = ['exec /bin/sh -c "$0" 2>&1'] if env["SERF_EVENT"] == "query" else []
+        assert argv[:-1] == ["/bin/sh", "-c", *of_query]
 
     def respond(self, query, payload):
         """As the core does it."""
@@ -87,7 +93,7 @@ class Running:
 
     def __init__(self, *handlers: str, **settings: Any) -> None:
         self.agent = StandInAgent()
-        self.clock = Clock()
+        self.agent.reactor = self.clock = Clock()
         self.host = PluginHost(self.agent, self.clock, hook_timeout=Seconds(30))
         plugins = {"script": settings} if settings else {}
         config = Config(event_handlers=list(handlers), plugins=plugins)
@@ -105,8 +111,9 @@ class Running:
     def query(
         self, name: str, payload: bytes = b"", *, ltime: int = 7, seconds: float = 1000.0
     ) -> None:
-        """`seconds` until its deadline, which is on the real clock."""
-        self.agent.listener(Query(ltime, 1, name, payload, "n2", time.monotonic() + seconds))
+        """`seconds` until its deadline."""
+        deadline = self.clock.seconds() + seconds
+        self.agent.listener(Query(ltime, 1, name, payload, "n2", deadline))
         self.clock.pump([0, 0])
 
     def join(self, *members: Member) -> None:
@@ -368,7 +375,7 @@ def test_scripts_that_cannot_be_started_are_logged_and_hold_nothing_up(caplog):
     running = Running("x", queue=2000)
     running.agent.refuse = OSError(11, "Resource temporarily unavailable")
     for _ in range(1500):
-        running.agent.listener(MemberEvent(MemberEventKind.JOIN, (member("n2"),)))
+        running.agent.listener(UserEvent(7, "deploy", b"", coalesce=False))
     running.clock.pump([0] * 1500)
     assert len(running.agent.scripts()) == 1024  # the mailbox's size
     assert "Error invoking script 'x': [Errno 11] Resource temporarily" in caplog.text
@@ -499,15 +506,16 @@ def test_queries_that_wait_for_their_handler_come_in_their_order():
 def test_a_script_for_a_query_has_until_its_deadline_if_that_is_sooner(seconds, limit):
     running = Running("x")
     running.query("load", seconds=seconds)
-    assert running.agent.started[0].timeout == pytest.approx(limit, abs=0.5)
+    assert running.agent.started[0].timeout == limit
 
 
 def test_a_script_whose_turn_comes_after_its_querys_deadline_is_not_run(caplog):
     running = Running("x", concurrency=1)
     running.query("a")
-    running.query("b", seconds=-1.0)
+    running.query("b", seconds=1.0)
     running.query("c")
-    running.query("d", seconds=-1.0)
+    running.query("d", seconds=1.0)
+    running.clock.advance(1.0)
     for started in running.agent.started:
         started.done.callback(result())
     assert [started.env["SERF_QUERY_NAME"] for started in running.agent.started] == ["a", "c"]
@@ -593,3 +601,230 @@ def test_scripts_that_take_too_long_to_stop_are_cancelled(caplog):
     assert "2 waiting scripts are not run, serfd stops" in caplog.text
     assert caplog.text.count("Error invoking script 'x': ended because serfd stops") == 2
     assert running.agent.scripts() == ["x", "y", "x", "y"]
+
+
+def test_how_long_each_script_took_is_measured():
+    running = Running("x --all")
+    running.join()
+    running.agent.started[0].done.callback(result(3, seconds=0.5))
+    series = running.agent.metrics.samples["plugins.script.invoke.x --all"]
+    assert (series.last, series.unit) == (0.5, "seconds")
+
+
+def test_events_that_were_dropped_are_told(caplog):
+    running = Running("x")
+    for number in range(1030):
+        running.agent.listener(UserEvent(7, str(number), b"", coalesce=False))
+    for _ in range(9):
+        running.clock.advance(0)
+    assert "6 user events were dropped, no script is run for them" in caplog.messages
+
+
+# handlers_dir
+
+
+@pytest.fixture
+def folder(tmp_path):
+    root = tmp_path / "handlers.d"
+    root.mkdir()
+    return root
+
+
+def drop_in(folder, *places: str, mode: int = 0o755) -> list[str]:
+    """Scripts; gives their paths."""
+    paths = [folder / place for place in places]
+    folder.chmod(0o755)
+    for path in paths:
+        path.parent.mkdir(exist_ok=True)
+        path.parent.chmod(0o755)
+        path.write_text("#!/bin/sh\n")
+        path.chmod(mode)
+    return [str(path) for path in paths]
+
+
+HAPPENINGS = [
+    ("member-join", lambda running: running.join()),
+    ("member-failed", lambda running: running.happen(MemberEventKind.FAILED)),
+    ("user a", lambda running: running.user("a")),
+    ("user b:c", lambda running: running.user("b:c")),
+    ("query a", lambda running: running.query("a")),
+]
+
+
+@pytest.mark.parametrize(
+    ("directory", "events"),
+    [
+        ("all", [event for event, _ in HAPPENINGS]),
+        ("member-join", ["member-join"]),
+        ("member-failed", ["member-failed"]),
+        ("user", ["user a", "user b:c"]),
+        ("user:a", ["user a"]),
+        ("user:b:c", ["user b:c"]),
+        ("query", ["query a"]),
+        ("query:a", ["query a"]),
+        ("query:b", []),
+        ("*", []),
+        ("joined", []),
+    ],
+)
+def test_a_directory_decides_for_which_events_its_scripts_run(directory, events, folder):
+    (path,) = drop_in(folder, f"{directory}/x")
+    running = Running(handlers_dir=str(folder))
+    heard = []
+    for event, happens in HAPPENINGS:
+        happens(running)
+        for started in running.agent.started:
+            assert started.script == path
+            started.done.callback(result())
+        heard += [event] * len(running.agent.scripts())
+    assert heard == events
+
+
+def test_a_script_that_is_dropped_in_runs_at_the_next_event_and_not_once_it_is_gone(folder):
+    running = Running(handlers_dir=str(folder))
+    running.join()
+    (path,) = drop_in(folder, "member-join/x")
+    running.join()
+    os.remove(path)
+    running.join()
+    assert running.agent.scripts() == [path]
+
+
+def test_scripts_of_a_directory_run_by_name_one_at_a_time_and_those_of_others_beside_them(folder):
+    every = sorted(drop_in(folder, *(f"all/{name}" for name in ("20", "b", "10", "9", "B", "30"))))
+    (join,) = drop_in(folder, "member-join/1")
+    running = Running("handler", handlers_dir=str(folder))
+    running.join(member("n2"))
+    running.join(member("n3"))
+    order = []
+    for started in running.agent.started:
+        order.append((started.script, started.stdin[:2]))
+        if started.script in every:
+            started.done.callback(result())
+    assert [script for script, _ in order[:3]] == ["handler", every[0], join]
+    own = [each for each in order if each[0] in every]
+    assert own == [(path, name) for name in (b"n2", b"n3") for path in every]
+
+
+def test_a_script_of_a_directory_gets_what_others_get(folder):
+    drop_in(folder, "user:deploy/x")
+    running = Running("y", handlers_dir=str(folder))
+    running.user("deploy", b"1.2", ltime=9)
+    handler, dropped_in = running.agent.started
+    assert (dropped_in.env, dropped_in.stdin) == (handler.env, handler.stdin)
+    assert (dropped_in.timeout, dropped_in.output_max) == (60, 8192)
+
+
+@pytest.mark.parametrize("status", [0, 1])
+def test_what_a_script_of_a_directory_writes_to_stderr_is_no_part_of_the_answer(
+    status, folder, caplog
+):
+    caplog.set_level(logging.INFO)
+    (path,) = drop_in(folder, "query:load/x")
+    running = Running(handlers_dir=str(folder))
+    running.query("load")
+    running.agent.started[0].done.callback(result(status, stdout=b"0.5\n", stderr=b"oh"))
+    assert running.agent.responses == ([] if status else [("load", b"0.5\n")])
+    assert f"'{path}': oh" in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("name", "mode", "why"),
+    [
+        (".x", 0o755, "it is hidden, or a backup"),
+        (".x.swp", 0o755, "it is hidden, or a backup"),
+        ("x~", 0o755, "it is hidden, or a backup"),
+        ("x.bak", 0o755, "it is hidden, or a backup"),
+        ("x.dpkg-old", 0o755, "it is hidden, or a backup"),
+        ("x.dpkg-dist", 0o755, "it is hidden, or a backup"),
+        ("x.rpmsave", 0o755, "it is hidden, or a backup"),
+        ("#x#", 0o755, "it is hidden, or a backup"),
+        ("x", 0o644, "it is not executable"),
+        ("x", 0o757, "others may write to it"),
+        ("x", 0o777, "others may write to it"),
+        ("directory", 0o755, "it is no file"),
+        ("link", 0o755, "No such file or directory"),
+        ("x.sh", 0o755, None),
+        ("x", 0o500, None),
+        ("x", 0o775, None),
+    ],
+)
+def test_what_is_no_script_or_not_safe_is_left_out_and_told_once(name, mode, why, folder, caplog):
+    if name == "directory":
+        (folder / "all" / name).mkdir(parents=True)
+        path = str(folder / "all" / name)
+    elif name == "link":
+        (folder / "all").mkdir()
+        path = str(folder / "all" / name)
+        os.symlink("nowhere", path)
+    else:
+        (path,) = drop_in(folder, f"all/{name}", mode=mode)
+    running = Running(handlers_dir=str(folder))
+    ran = []
+    for _ in range(3):
+        running.join()
+        for started in running.agent.started:
+            started.done.callback(result())
+        ran += running.agent.scripts()
+    assert ran == ([] if why else [path] * 3)
+    assert caplog.messages == ([f"{path} is left out: {why}"] if why else [])
+
+
+@pytest.mark.parametrize("directory", ["handlers.d", "handlers.d/all"])
+def test_a_directory_that_others_may_write_to_is_left_out_until_that_is_mended(
+    directory, folder, caplog
+):
+    (path,) = drop_in(folder, "all/x")
+    place = folder.parent / directory
+    running = Running(handlers_dir=str(folder))
+    for mode in (0o777, 0o777, 0o755, 0o1777):
+        place.chmod(mode)
+        running.join()
+    assert running.agent.scripts() == [path]
+    assert caplog.messages == [f"{place} is left out: others may write to it"] * 2
+
+
+def test_a_handlers_dir_that_is_not_there_is_told_and_looked_for_again(folder, caplog):
+    running = Running(handlers_dir=str(folder / "later"))
+    running.join()
+    running.join()
+    assert caplog.messages == [f"{folder / 'later'} is left out: No such file or directory"]
+    (folder / "later").mkdir()
+    drop_in(folder / "later", "all/x")
+    running.join()
+    assert len(running.agent.scripts()) == 1
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/", "..", "\0", "", "\udcff", "x" * 1000])
+def test_no_name_from_the_network_leads_out_of_the_directory(name, folder, caplog):
+    drop_in(folder.parent, "x/x", "a/x")
+    drop_in(folder, "user:a/x")
+    (folder / "user:a" / "b").mkdir()
+    drop_in(folder / "user:a", "b/x")
+    running = Running(handlers_dir=str(folder))
+    running.user(name)
+    running.query(name)
+    assert running.agent.scripts() == []
+    assert caplog.messages == []
+
+
+def test_the_handlers_dir_is_a_whole_path():
+    with pytest.raises(ConfigError) as caught:
+        Running(handlers_dir="handlers.d")
+    assert str(caught.value) == (
+        "plugin 'script': handlers_dir is 'handlers.d', expected a path that begins with '/'"
+    )
+
+
+def test_in_a_cluster_a_dropped_in_script_is_run_without_a_shell(serf_cluster, folder):
+    cluster = serf_cluster(3)
+    cluster.load("script", handlers_dir=folder)
+    (path,) = drop_in(folder, "member-failed/it's $a script")
+    written = folder / "written"
+    os.truncate(path, 0)
+    with open(path, "a") as file:
+        file.write(f"#!/bin/sh\necho $SERF_EVENT $(cut -f 1) > {written}\n")
+    cluster.fail("n3")
+    assert written.read_text() == "member-failed n3\n"
+    samples = cluster.metrics.samples
+    assert samples[f"plugins.script.invoke.{path}"].count == 1

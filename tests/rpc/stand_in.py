@@ -11,6 +11,7 @@ from twisted.internet.testing import StringTransport
 from twisted.python.failure import Failure
 
 from serfd.errors import CommandError, JoinFailed
+from serfd.metrics import Metrics
 from serfd.serf.events import Member, Query, Status
 from serfd.serf.keys import KeyResult
 from serfd.serf.queries import QueryAnswer, QueryDone, QueryParams
@@ -45,6 +46,7 @@ class StandInAgent:
 
     def __init__(self, everybody):
         self.members_version = 0
+        self.metrics = Metrics()
         self.everybody = list(everybody)
         self.tags = dict(everybody[0].tags)
         self.event_handlers = {}
@@ -130,6 +132,9 @@ class StandInAgent:
         nobody = KeyResult({}, {}, 0, 0, 0, "Feature not supported")
         result = self.key_results.pop(0) if self.key_results else nobody
         return self._answer(result) if result.nodes else fail(CommandError(result.error))
+
+    def plugins(self):
+        return []
 
     def coordinate(self, name):
         return self.coordinates.get(name)

@@ -7,6 +7,7 @@ import socket
 import struct
 import subprocess
 import sys
+import tempfile
 import threading
 
 import msgpack
@@ -316,7 +317,10 @@ def test_something_that_is_no_agent_is_not_talked_to(said, reason):
     ):
         client.members()
     assert re.search(reason, caught.value.reason)
-    assert caught.value.advice == f"Is {agent.address} the RPC address of a Serf agent?"
+    assert caught.value.advice == (
+        f"Is {agent.address} the RPC address of a Serf agent? "
+        "If it speaks TLS: -rpc-tls-ca FILE or SERFD_RPC_TLS_CA."
+    )
 
 
 @pytest.mark.parametrize(
@@ -364,6 +368,71 @@ def test_an_address_that_does_not_work_is_told_with_what_to_do(address, reason):
         Client(address)
     assert caught.value.reason == reason
     assert "-rpc-addr" in caught.value.advice
+
+
+def test_an_agent_is_asked_over_a_unix_socket(tmp_path):
+    path = str(tmp_path / "rpc.sock")
+    answers = HELLO + reply(2, "", {"Members": []})
+    with RecordedAgent(answers, path=path) as agent, Client(agent.address) as client:
+        assert agent.address == f"unix:{path}"
+        assert client.members() == []
+
+
+IS_IT_THERE = "Is serfd running there? Its rpc_addr says where the socket is."
+
+
+def test_a_unix_socket_that_is_not_there_is_told(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    with socket.socket(socket.AF_UNIX) as ended:
+        ended.bind("left")
+    for path, reason in (
+        ("none", "no such file or directory"),
+        ("file", "connection refused"),
+        ("left", "connection refused"),
+    ):
+        with pytest.raises(CannotConnect) as caught:
+            Client(f"unix:{path}")
+        assert caught.value.reason == f"dial unix {path}: connect: {reason}"
+        assert caught.value.advice == IS_IT_THERE
+
+
+@pytest.mark.parametrize(("path", "size"), [("", 0), ("x" * 108, 108), ("ü" * 54, 108)])
+def test_a_path_that_no_socket_can_have_is_told(path, size):
+    with pytest.raises(CannotConnect) as caught:
+        Client(f"unix:{path}")
+    assert caught.value.reason == f"dial unix {path}: a path of {size} bytes"
+    assert caught.value.advice == "Expected -rpc-addr unix:PATH, with a path of at most 107 bytes."
+
+
+def test_a_unix_socket_that_is_not_for_everybody_is_told_with_who_may():
+    with tempfile.TemporaryDirectory() as folder, socket.socket(socket.AF_UNIX) as listening:
+        os.chmod(folder, 0o755)
+        path = f"{folder}/rpc.sock"
+        listening.bind(path)
+        listening.listen()
+        os.chmod(path, 0)
+        if is_root := os.geteuid() == 0:
+            os.seteuid(65534)
+        try:
+            with pytest.raises(CannotConnect) as caught:
+                Client(f"unix:{path}")
+        finally:
+            if is_root:
+                os.seteuid(0)
+    assert caught.value.reason == f"dial unix {path}: connect: permission denied"
+    assert caught.value.advice == (
+        "The agent's rpc_socket_mode and rpc_socket_group say who may connect: become a member of "
+        f"the group that `ls -l {path}` shows, or its user."
+    )
+
+
+def test_a_write_to_a_unix_socket_that_does_not_get_through_in_time_is_given_up(tmp_path):
+    path = str(tmp_path / "rpc.sock")
+    with socket.create_server(path, family=socket.AF_UNIX):
+        expected = pytest.raises(RpcError, match=rf"^write unix {path}: i/o timeout$")
+        with Client(f"unix:{path}", timeout=0.05) as client, expected:
+            client.call("event", {"Payload": bytes(50_000_000)})
 
 
 def test_ipv6_addresses_stand_in_brackets():
@@ -480,7 +549,7 @@ def test_a_members_address_is_written_as_a_person_would(member, text):
 def test_the_client_is_imported_without_slow_modules():
     code = (
         "import serfd.rpc.client; "
-        "print(*{'socket', 'selectors', 'enum', 're', 'typing', 'dataclasses', 'twisted'}"
+        "print(*{'socket', 'ssl', 'selectors', 'enum', 're', 'typing', 'dataclasses', 'twisted'}"
         " & set(sys.modules))"
     )
     done = subprocess.run(

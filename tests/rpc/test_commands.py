@@ -3,6 +3,7 @@ import inspect
 import pytest
 from stand_in import Client, StandInAgent, member, query
 
+from serfd.agent import PluginStats
 from serfd.errors import CommandError
 from serfd.rpc import commands
 from serfd.rpc.commands import COMMANDS, MEMBERS_PER_TURN, EventFilter
@@ -457,6 +458,23 @@ def test_members_are_packed_once_until_one_of_them_changes(connect, agent):
     assert [m["Name"] for m in client.ask("members-filtered", {"Name": "n[13]"})[1]["Members"]] == [
         "n1", "n3",
     ]  # fmt: skip
+
+
+def test_plugins_come_with_their_numbers(connect, agent):
+    source = "/p/a.py (plugin_dirs)"
+    agent.plugins = lambda: [
+        PluginStats("a", "failing", source, True, 9, 1, 2, 3, 4, 5, 0.25, "no luck")
+    ]
+    (_, body) = connect().ask("plugins")
+    assert body == {
+        "Plugins": [
+            {
+                "Name": "a", "State": "failing", "Source": source, "Durable": True, "Calls": 9,
+                "Errors": 1, "Timeouts": 2, "Merged": 3, "Lost": 4, "Waiting": 5, "Seconds": 0.25,
+                "LastError": "no luck",
+            }
+        ]
+    }  # fmt: skip
 
 
 def test_stats_come_by_section(connect, agent):

@@ -1,4 +1,6 @@
 import logging
+import os
+import socket
 import threading
 import tracemalloc
 
@@ -7,8 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from stand_in import Client, StandInAgent, member, query
-from twisted.internet.address import IPv4Address, IPv6Address
-from twisted.internet.interfaces import IReactorFromThreads, ITCPTransport
+from twisted.internet.address import IPv4Address, IPv6Address, UNIXAddress
+from twisted.internet.interfaces import IReactorFromThreads, ITCPTransport, IUNIXTransport
 from twisted.internet.task import Clock
 from twisted.internet.testing import StringTransport
 from zope.interface import implementer
@@ -45,6 +47,13 @@ def names(received):
 
 
 # Requests.
+
+
+def test_clients_and_their_requests_are_counted(connect, agent):
+    for seq in (1, 2):
+        connect().send({"Command": "members", "Seq": seq})
+    # Each has shaken hands.
+    assert agent.metrics.counters == {"agent.ipc.accept": 2, "agent.ipc.command": 4}
 
 
 def test_requests_sent_at_once_are_answered_in_order(connect, agent):
@@ -275,6 +284,33 @@ def test_small_records_are_sent_at_once_and_dead_machines_are_noticed(serve):
     protocol = serve().buildProtocol(IPv4Address("TCP", "127.0.0.1", 5))
     protocol.makeConnection(Transport())
     assert protocol.transport.options == ("no delay", "keep alive")
+
+
+def test_a_client_on_a_unix_socket_is_named_by_its_process(serve, lines):
+    here, there = socket.socketpair()
+
+    @implementer(IUNIXTransport)
+    class Transport(StringTransport):
+        def getHandle(self):
+            return here
+
+    factory = serve()
+    protocol = factory.buildProtocol(UNIXAddress(None))
+    protocol.makeConnection(Transport())
+    protocol.dataReceived(b"\xc1")
+    me = f"process {os.getpid()} of user {os.getuid()}"
+    assert f"[INFO] rpc: Accepted client: {me}" in lines
+    assert lines[-1].startswith(f"[ERR] rpc: Failed to evaluate request of {me}: not MessagePack")
+    here.close()
+    there.close()
+
+
+def test_one_too_many_on_a_unix_socket_is_refused_too(serve, lines):
+    factory = serve()
+    clients = [Client(factory) for _ in range(CLIENTS_MAX)]
+    assert factory.buildProtocol(UNIXAddress(None)) is None
+    assert lines[-1].startswith("[WARN] rpc: Refused client: a process of this machine: 256 are")
+    clients[0].hang_up()
 
 
 # Streams.

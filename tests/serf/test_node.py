@@ -1,5 +1,7 @@
 """Serf's layer of one node: intents, leaving, tags, events to pass on, reaping, reconnecting."""
 
+from collections import Counter
+
 import pytest
 from one_node import VSN, OneNode, address
 
@@ -19,7 +21,7 @@ from serfd.wire.serf_messages import (
     encode_tags,
 )
 from serfd.wire.stream import UserState
-from serfd.wire.swim_messages import Alive, Dead, User, encode_push_pull
+from serfd.wire.swim_messages import Alive, Dead, Ping, User, encode_push_pull
 
 
 def say(one: OneNode, *messages: object, source: str = "n2") -> None:
@@ -45,6 +47,27 @@ def test_news_is_passed_on_as_received_and_only_once() -> None:
     one.hear(User(payload))
     one.run_until(1.5)
     assert one.take(User) == []
+
+
+def test_intents_queries_and_events_have_the_first_choice_by_turns() -> None:
+    one = OneNode("n2")
+    one.run_until(5.0, answering=["n2"])
+    # Of each there is more than a packet holds.
+    for number in range(1, 101):
+        say(one, JoinIntent(number, f"stranger-{number:03}" + "x" * 400))
+        say(one, UserEventMessage(number, "e", b"%03d" % number + bytes(420), coalesce=False))
+        query = QueryMessage(
+            number, number, bytes((10, 0, 0, 2)), 7946, "n2", (), 0, 0, 10**9, "q", bytes(350)
+        )
+        say(one, query)
+    one.sent.clear()
+    firsts = []
+    for _ in range(30):
+        before = len(one.sent)
+        one.hear(Ping(1, "n1"))
+        firsts += [decode(m.payload) for _, m in one.sent[before:] if isinstance(m, User)][:1]
+    counts = Counter(type(message) for message in firsts)
+    assert min(counts[kind] for kind in (JoinIntent, UserEventMessage, QueryMessage)) >= 9
 
 
 def test_a_member_that_says_it_leaves_and_is_gone_has_left() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from one_node import OneNode
 
-from serfd.effects import Emit
+from serfd.effects import Connect, Emit
 from serfd.errors import CommandError
 from serfd.serf import user_events
 from serfd.serf.events import UserEvent
@@ -24,7 +24,7 @@ def test_events_are_handed_on_in_their_order_whatever_they_come_in(order: tuple[
     events = EventOrder()
     events.start_after(0)
     assert [e.ltime for ltime in order for e in events.take(event(ltime))] == [1, 2, 3, 4]
-    assert not events.is_waiting
+    assert events.missing is None
 
 
 def test_what_is_missing_is_not_waited_for_for_ever() -> None:
@@ -32,8 +32,8 @@ def test_what_is_missing_is_not_waited_for_for_ever() -> None:
     events.start_after(0)
     assert events.take(event(1)) == [event(1)]
     assert events.take(event(4)) == events.take(event(3)) == []
-    assert events.is_waiting
-    assert events.give_up() == [event(3), event(4)]
+    assert events.missing == 2
+    assert events.give_up(events.newest) == [event(3), event(4)]
     assert events.take(event(2)) == [event(2)]  # late, but not lost
     assert events.take(event(5)) == [event(5)]
 
@@ -71,10 +71,42 @@ def test_a_node_asks_for_what_is_missing_before_it_goes_on_without() -> None:
     hear(one, 1, 3)
     assert [e.ltime for e in heard(one)] == [1]
     one.connects()
-    one.run_until(0.2)
-    assert [to for _, to in one.connects()] != []  # events travel in state exchanges too
-    one.run_until(0.7)
+    for now in (0.2, 0.7, 1.2):
+        one.run_until(now, answering=("n2", "n3"))
+        asked = len(one.take_effects(Connect))  # events travel in state exchanges too
+        assert asked == 1
+    one.run_until(1.6, answering=("n2", "n3"))
+    assert heard(one) == []
+    one.run_until(1.7, answering=("n2", "n3"))
     assert [e.ltime for e in heard(one)] == [3]
+
+
+def test_each_gap_has_its_own_time() -> None:
+    one = OneNode("n2", "n3")
+    hear(one, 1, 3)
+    one.run_until(0.1)
+    hear(one, 5, 2)
+    assert [e.ltime for e in heard(one)] == [1, 2, 3]
+    one.connects()
+    one.run_until(0.2)  # the first gap would be overdue now; it is closed
+    assert one.connects() == []
+    one.run_until(0.3)
+    assert len(one.connects()) == 1
+    hear(one, 4)
+    assert [e.ltime for e in heard(one)] == [4, 5]
+    one.run_until(5.0, answering=("n2", "n3"))
+    assert one.connects() == []
+
+
+def test_gaps_that_were_asked_for_together_are_given_up_together() -> None:
+    one = OneNode("n2", "n3")
+    hear(one, 1, 3, 5, 7)
+    one.run_until(0.2)
+    hear(one, 9)
+    one.run_until(1.7)
+    assert [e.ltime for e in heard(one)] == [1, 3, 5, 7]
+    one.run_until(3.5)
+    assert [e.ltime for e in heard(one)] == [9]
 
 
 def test_an_event_is_told_to_all_and_heard_here() -> None:

@@ -8,9 +8,10 @@ from collections.abc import Callable
 import pytest
 from clusters import agreed, make, plain
 
-from serfd.serf.events import MemberEvent, Status
+from serfd.serf.events import Event, MemberEvent, Query, Status
+from serfd.serf.queries import QueryAnswer
 from serfd.sim.cluster import CheckFailed, Cluster
-from serfd.sim.process import EVENTS_MAX
+from serfd.sim.process import EVENTS_MAX, Happening
 
 KEY = bytes(range(32))
 
@@ -164,3 +165,58 @@ def test_addresses_have_every_form_there_is() -> None:
     cluster = Cluster(3, 1, config=plain())
     forms = [(len(p.addr), p.address.host) for p in cluster.processes.values()]
     assert forms == [(4, "10.0.0.1"), (16, "10.0.0.2"), (16, "fd00::3")]
+
+
+def test_who_listens_is_told_of_events_when_they_happen_and_may_act_on_them() -> None:
+    cluster = make(3, 1)
+    heard: list[tuple[str, float]] = []
+
+    def listener(event: Event) -> None:
+        heard.append((event.name, cluster.now))
+        if isinstance(event, Query):
+            cluster.respond("n1", event, b"0.5")
+
+    cluster.processes["n1"].listeners.append(listener)
+    answers: list[tuple[QueryAnswer, float]] = []
+    asked = cluster.query("n0", "load")
+    asked.heard.append(lambda answer: answers.append((answer, cluster.now)))
+    cluster.run(seconds=1)
+    assert [name for name, _ in heard] == ["load"]
+    assert [answer for answer, _ in answers] == asked.answers
+    (at,) = (at for answer, at in answers if not answer.is_ack)
+    assert heard[0][1] < at < cluster.now
+
+
+def test_who_only_listens_changes_nothing_of_the_run() -> None:
+    traces = set()
+    for listeners in ([], [repr]):
+        cluster = make(4, 5, joined=False)
+        for process in cluster.running:
+            process.listeners += listeners
+        cluster.join_all()
+        cluster.user_event("n1", "deploy")
+        cluster.run(seconds=5)
+        traces.add(cluster.trace)
+    assert len(traces) == 1
+
+
+def test_time_can_pass_without_the_checks() -> None:
+    cluster = make(2, 1)
+    cluster.processes["n1"].suspects = ("n0",)
+    cluster.history.append(Happening(cluster.now, "n1", "suspects", "n0"))
+    cluster.pass_time(1)
+    with pytest.raises(CheckFailed, match="n1 suspects n0, though nothing was wrong"):
+        cluster.run(seconds=1)
+
+
+def test_events_that_wait_to_be_handed_on_together_are_unrest() -> None:
+    cluster = make(3, 1)
+    cluster.user_event("n1", "deploy", coalesce=True)
+    cluster.run(seconds=0.5)
+    assert cluster.unrest == "n0 holds events back, to hand them on together"
+    cluster.run(seconds=3)
+    assert cluster.unrest is None
+
+
+def test_places_are_numbered_from_where_one_likes() -> None:
+    assert list(make(3, 1, first=1).processes) == ["n1", "n2", "n3"]

@@ -82,3 +82,7 @@ def test_every_kind_of_fault_is_drawn() -> None:
         for fault in draw_faults(Random(seed), KEYS, seconds=200.0, every=5.0)
     }
     assert drawn == set(Kind)
+
+
+def test_a_stream_over_a_network_that_loses_all_ends_some_time() -> None:
+    assert network(loss=1.0).segment_delay("a", "b") > 600

@@ -44,6 +44,13 @@ def test_the_primary_seals_and_every_key_opens() -> None:
         Keyring([A, C]).open(sealed, associated=b"")
 
 
+def test_another_key_of_the_ring_may_seal() -> None:
+    keyring = Keyring([A, B, C])
+    sealed = keyring.seal(b"hello", associated=b"", nonce=NONCE, key=B)
+    assert Keyring([B]).open(sealed, associated=b"") == b"hello"
+    assert keyring.primary == A
+
+
 @pytest.mark.parametrize(
     ("before", "change", "key", "after"),
     [

@@ -321,6 +321,13 @@ def test_plain_streams_are_taken_where_incoming_is_not_verified() -> None:
     assert read_all(request, envelope) == [Ack(1)]
 
 
+def test_a_stream_may_be_sealed_with_another_key_than_the_primary() -> None:
+    other = b"o" * 32
+    envelope = Envelope(label=b"blue", keyring=Keyring([KEY, other]))
+    data = seal_stream(encode(Ack(1)), envelope, calling=True, nonce=nonce, key=other)
+    assert read_all(data, Envelope(label=b"blue", keyring=Keyring([other]))) == [Ack(1)]
+
+
 def test_streams_are_sent_plain_where_outgoing_is_not_verified() -> None:
     envelope = Envelope(keyring=Keyring([KEY]), verify_outgoing=False, compress=False)
     assert seal_stream(encode(Ack(1)), envelope, calling=True, nonce=nonce) == encode(Ack(1))
