@@ -455,7 +455,8 @@ class Server(ServerFactory):
             _ = made.addCallbacks(request.answer, partial(self._failed, request))
 
     def _failed(self, request: "Request", failure: Failure) -> None:
-        self._agent.logger.error("%s: %s", request.path.decode("latin-1"), failure.getTraceback())
+        path = request.path.decode("latin-1")
+        self._agent.logger.error("Answering %s failed", path, extra={"details": failure})
         request.answer(Answer(http.INTERNAL_SERVER_ERROR, TEXT, b"see serfd's log\n"))
 
 

@@ -195,7 +195,7 @@ class Lines:
         worker = Deferred.fromCoroutine(self._work(run))
         self._workers[worker] = None
         _ = worker.addErrback(
-            lambda failure: log.error("scripts: %s", failure.getTraceback())
+            lambda failure: log.error("Running scripts failed", extra={"details": failure})
         ).addCallback(lambda _: self._worker_ended(worker))
 
     async def all_done(self) -> None:

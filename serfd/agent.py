@@ -152,6 +152,7 @@ class Agent:
 
     def leave(self) -> "Deferred[None]":
         """Leave the cluster gracefully. Fails with CommandError if a leave is under way."""
+        _log.info("requesting graceful leave from Serf")
         return self.driver.run(self._node.leave)
 
     def force_leave(self, name: str, *, prune: bool = False) -> "Deferred[None]":
@@ -191,7 +192,8 @@ class Agent:
     ) -> "Deferred[QueryDone]":
         """Ask everybody something: `answered` gets each answer, the Deferred fires at the end.
 
-        Fails with CommandError if it cannot be asked.
+        Fails with CommandError if it cannot be asked. Cancel it, and it ends. A timeout of more
+        than a day is cut to that.
         """
         return self.driver.ask(self._node.query, answered, name, payload, params)
 

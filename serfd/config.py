@@ -27,6 +27,12 @@ class Seconds(float):
     __slots__ = ()
 
 
+class SignedSeconds(Seconds):
+    """One that may have a sign, `"-1s"`, as Serf takes it; below 0 it counts as too short."""
+
+    __slots__ = ()
+
+
 FILE_SIZE_MAX = 1 << 24
 """Bytes; what is longer is no configuration."""
 GOSSIP_PORT = 7946
@@ -67,21 +73,25 @@ Positive = Annotated[int, Meta(ge=1)]
 Network: TypeAlias = IPv4Network | IPv6Network
 
 
-def parse_duration(text: str) -> Seconds:
-    """`"1h30m"` → 5400.0. Go's syntax, without signs. Raises ValueError with what was expected."""
-    total, end = 0.0, 0
-    for part in _DURATION.finditer(text):
+def parse_duration(text: str, *, signed: bool = False) -> Seconds:
+    """`"1h30m"` → 5400.0. Go's syntax; a sign only if it may be `signed`.
+
+    Raises ValueError with what was expected.
+    """
+    begin = 1 if signed and text.startswith(("-", "+")) else 0
+    total, end = 0.0, begin
+    for part in _DURATION.finditer(text, begin):
         if part.start() != end:
             break
         total += float(part[1]) * _UNITS[part[2]]
         end = part.end()
-    if text == "0":
+    if text[begin:] == "0":
         return Seconds(0.0)
-    if not text or end != len(text):
+    if begin == end or end != len(text):
         raise ValueError(f"{text!r} is not a duration like '500ms', '10s', '5m' or '24h'")
     if total >= _DURATION_MAX:
         raise ValueError(f"{text[:20]!r} is too long for a duration, at most 2562047h is allowed")
-    return Seconds(total)
+    return Seconds(-total if text.startswith("-") else total)
 
 
 def _check_positive(settings: Struct, *durations: str) -> None:
@@ -258,7 +268,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     retry_join: list[str] = field(default_factory=list)
     """Join these in the background, again and again until one answers."""
 
-    retry_interval: Seconds = Seconds(30.0)
+    retry_interval: SignedSeconds = SignedSeconds(30.0)
     """Time between two tries of retry_join; at least 1s."""
 
     retry_max_attempts: Annotated[int, Meta(ge=0)] = 0
@@ -315,7 +325,7 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     skip_leave_on_interrupt: bool = False
     """Just stop on SIGINT, instead of leaving the cluster."""
 
-    broadcast_timeout: Seconds = Seconds(5.0)
+    broadcast_timeout: SignedSeconds = SignedSeconds(5.0)
     """Wait this long for news of a leave or tag change to be passed on; at least 1s."""
 
     reconnect_interval: Seconds = Seconds(30.0)
@@ -425,7 +435,9 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
         _check_positive(self, "reconnect_interval", "hook_timeout")
         for key in ("bind", "rpc_addr", "advertise"):
             if getattr(self, key) and not (key == "rpc_addr" and self.rpc_socket is not None):
-                split_address(getattr(self, key), default_port=GOSSIP_PORT, key=key)
+                host, _ = split_service(getattr(self, key), key=key)
+                if not host and key == "advertise":
+                    raise ValueError(f"advertise {self.advertise!r} has no host")
         if self.rpc_socket is not None:
             _check_socket_path(self.rpc_socket)
             if self.rpc_tls.certificate:
@@ -503,6 +515,14 @@ _TABLES: Mapping[str, type[Struct]] = {
 
 def split_address(text: str, *, default_port: int, key: str) -> tuple[str, int]:
     """`host`, `host:port`, `[v6]`, `[v6]:port`, `v6` → host and port. Raises ValueError."""
+    host, port = split_service(text, key=key)
+    if port and not _is_number(port):
+        raise _not_a_port(text, port, key)
+    return host, int(port) if port else default_port
+
+
+def split_service(text: str, *, key: str) -> tuple[str, str]:
+    """As `split_address`, but the port may be a service's name, and is empty if there is none."""
     host, port = text, ""
     if text.startswith("["):
         host, closed, rest = text[1:].partition("]")
@@ -511,9 +531,17 @@ def split_address(text: str, *, default_port: int, key: str) -> tuple[str, int]:
         port = rest[1:]
     elif text.count(":") == 1:
         host, _, port = text.partition(":")
-    if port and not (port.isascii() and port.isdigit() and int(port) <= 65535):
-        raise ValueError(f"{key} {text!r}: {port!r} is not a port, expected 0 to 65535")
-    return host, int(port) if port else default_port
+    if _is_number(port) and int(port) > 65535:
+        raise _not_a_port(text, port, key)
+    return host, port
+
+
+def _is_number(port: str) -> bool:
+    return port.isascii() and port.isdigit()
+
+
+def _not_a_port(text: str, port: str, key: str) -> ValueError:
+    return ValueError(f"{key} {text!r}: {port!r} is not a port, expected 0 to 65535")
 
 
 def parse_networks(entries: Sequence[str], *, key: str) -> tuple[Network, ...]:
@@ -643,14 +671,14 @@ def _convert(table: dict[str, Any], source: str) -> Config:
 
 
 def _duration(kind: type, value: Any) -> Any:
-    assert kind is Seconds, kind
+    assert issubclass(kind, Seconds), kind
     if isinstance(value, Seconds):
-        return value
+        return kind(value)
     if not isinstance(value, str):
         raise ValueError(
             f"found {value!r}, expected a duration in quotes like '500ms', '10s', '5m' or '24h'"
         )
-    return parse_duration(value)
+    return kind(parse_duration(value, signed=kind is SignedSeconds))
 
 
 def _explain(text: str, table: Mapping[str, Any]) -> str:

@@ -37,7 +37,8 @@ class Command:
     """One command of serfctl."""
 
     __slots__ = (
-        "about", "arguments", "example", "failure", "name", "options", "run", "summary",
+        "about", "arguments", "example", "failure", "name", "options", "options_first", "run",
+        "summary",
     )  # fmt: skip
 
     def __init__(
@@ -48,6 +49,7 @@ class Command:
         *,
         arguments: str = "",
         options: tuple[Option, ...] = (),
+        options_first: bool = False,
         failure: str = "",
         example: str = "",
         about: str = "",
@@ -59,6 +61,8 @@ class Command:
         self.arguments = arguments
         """As the usage line shows them; empty if it takes none."""
         self.options = options
+        self.options_first = options_first
+        """Whether none stands behind the first argument: a payload may begin with a dash."""
         self.failure = failure
         """What stands before the agent's error text."""
         self.example = example
@@ -120,7 +124,7 @@ def _dispatch(argv: list[str]) -> int:
 
 def _run(command: Command, argv: list[str]) -> int:
     try:
-        given = parse(argv, command.options)
+        given = parse(argv, command.options, options_first=command.options_first)
         if given.arguments and not command.arguments:
             complain(f"serfctl {command.name}: ignored: {' '.join(given.arguments)}")
         sys.stdout.write(command.run(given))
@@ -196,7 +200,7 @@ COMMANDS = {
             ctl_commands.event,
             "Sends a user event to the cluster",
             arguments="NAME [PAYLOAD]",
-            about="Every member hears it.",
+            about="Every member hears it. Options stand before NAME: a payload may begin with -.",
             example="serfctl event -coalesce=false deploy v1.2",
             options=(
                 Option(
@@ -205,8 +209,10 @@ COMMANDS = {
                     default="true",
                     flag=True,
                 ),
+                _FORMAT,
                 *_AGENT,
             ),
+            options_first=True,
             failure="Error sending event: ",
         ),
         Command(
@@ -218,6 +224,7 @@ COMMANDS = {
             example="serfctl force-leave -prune web3",
             options=(
                 Option("prune", help="forget the member altogether", flag=True),
+                _FORMAT,
                 *_AGENT,
             ),
             failure="Error force leaving: ",
@@ -258,6 +265,7 @@ COMMANDS = {
             "Prints a new encryption key",
             about="32 random bytes in base64, for encrypt_key or the keyring file.",
             example="serfctl keygen",
+            options=(_FORMAT,),
         ),
         Command(
             "keys",
@@ -280,7 +288,7 @@ COMMANDS = {
             "Lets the agent leave its cluster and stop",
             about="The others see that it left, and not that it failed.",
             example="serfctl leave",
-            options=_AGENT,
+            options=(_FORMAT, *_AGENT),
             failure="Error leaving: ",
         ),
         Command(
@@ -305,7 +313,8 @@ COMMANDS = {
             "monitor",
             ctl_commands.monitor,
             "Shows the agent's events and log as they come",
-            about="It begins with the last 512 lines of the log. Ctrl-C ends it.",
+            about="It begins with the last 512 lines of the log. Ctrl-C ends it.\n"
+            "JSON is one object a line, for each event and each line of the log.",
             example="serfctl monitor -log-level debug",
             options=(
                 Option(
@@ -315,6 +324,7 @@ COMMANDS = {
                     default="info",
                     choices=("trace", "debug", "info", "warn", "err"),
                 ),
+                _FORMAT,
                 *_AGENT,
             ),
             failure="Error starting monitor: ",
@@ -341,7 +351,8 @@ COMMANDS = {
             ctl_commands.query,
             "Asks the cluster something and shows the answers",
             arguments="NAME [PAYLOAD]",
-            about="It ends when all have answered, or at its timeout. Ctrl-C ends it too.",
+            about="It ends when all have answered, or at its timeout. Ctrl-C ends it too.\n"
+            "Options stand before NAME: a payload may begin with -.",
             example="serfctl query -tag role=web -timeout 5s load",
             options=(
                 _FORMAT,
@@ -353,6 +364,7 @@ COMMANDS = {
                 Option("wait-all", help="wait for the timeout in any case", flag=True),
                 *_AGENT,
             ),
+            options_first=True,
             failure="Error sending query: ",
         ),
         Command(
@@ -396,6 +408,7 @@ COMMANDS = {
             options=(
                 Option("set", "KEY=VALUE", "create or change a tag", many=True),
                 Option("delete", "KEY", "remove a tag, if it is there", many=True),
+                _FORMAT,
                 *_AGENT,
             ),
             failure="Error setting tags: ",

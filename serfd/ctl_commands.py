@@ -12,23 +12,24 @@ from serfd.ctl_text import (
     change_json,
     change_text,
     detailed_text,
+    event_json,
     event_text,
     failures_text,
     info_json,
     info_text,
     json_text,
     keys_text,
-    lines,
+    log_json,
     log_text,
     members_json,
     members_text,
     payload_text,
-    plain,
     plugins_text,
     status_of,
     status_text,
 )
 from serfd.errors import SerfdError
+from serfd.plain import lines, plain
 from serfd.rpc.client import Client, ConnectionClosed, RpcError, Tls, distance
 
 TYPE_CHECKING = False
@@ -89,21 +90,27 @@ def complain(text: str) -> int:
 
 def event(given: Parsed) -> str:
     """Send a user event."""
+    as_json = _wants_json(given)
     name, payload = _name_and_payload(given, "An event name must be specified.")
     coalesce = given.values.get("coalesce") is not False
     with _client(
         given, "its turn: the agent sends events no faster than others can take"
     ) as client:
         client.event(name, payload, coalesce=coalesce)
+    if as_json:
+        return json_text({"event": name, "coalesce": coalesce})
     return f"Event '{plain(name)}' dispatched! Coalescing enabled: {str(coalesce).lower()}\n"
 
 
 def force_leave(given: Parsed) -> str:
     """Declare a failed member as left."""
+    as_json = _wants_json(given)
     if len(given.arguments) != 1:
         raise Misuse("A node name must be specified to force leave.")
     with _client(given, "the agent to spread the news (at most 5 s)") as client:
         client.force_leave(given.arguments[0], prune=given.flag("prune"))
+    if as_json:
+        return json_text({"name": given.arguments[0], "prune": given.flag("prune")})
     return ""
 
 
@@ -131,7 +138,8 @@ def keygen(given: Parsed) -> str:
     """Make an encryption key."""
     from binascii import b2a_base64
 
-    return b2a_base64(os.urandom(32)).decode()
+    as_json, key = _wants_json(given), b2a_base64(os.urandom(32)).decode()
+    return json_text({"key": key.rstrip()}) if as_json else key
 
 
 def keys(given: Parsed) -> str:
@@ -177,9 +185,10 @@ def keys(given: Parsed) -> str:
 
 def leave(given: Parsed) -> str:
     """Let the agent leave and stop."""
+    as_json = _wants_json(given)
     with _client(given, "the agent to tell the others and to stop (some seconds)") as client:
         client.leave()
-    return "Graceful leave complete\n"
+    return json_text({"left": True}) if as_json else "Graceful leave complete\n"
 
 
 def members(given: Parsed) -> str:
@@ -208,6 +217,8 @@ def members(given: Parsed) -> str:
 
 def monitor(given: Parsed) -> str:
     """Show events and log as they come."""
+    as_json = _wants_json(given)
+    write_event, write_log = (event_json, log_json) if as_json else (event_text, log_text)
     client = _client(given)
     streams: list[int] = []
     try:
@@ -215,7 +226,7 @@ def monitor(given: Parsed) -> str:
             streams.append(client.start("stream", {"Type": "*"}))
         streams.append(client.start("monitor", {"LogLevel": given.text("log-level", "INFO")}))
         for stream, record in _until_gone(client.records(), "monitor"):
-            _say(_written(event_text if stream == streams[0] else log_text, record))
+            _say(_written(write_event if stream == streams[0] else write_log, record))
     except KeyboardInterrupt:
         _stop(client, reversed(streams))
     finally:
@@ -396,11 +407,14 @@ def plugins(given: Parsed) -> str:
 
 def tags(given: Parsed) -> str:
     """Change the agent's tags."""
+    as_json = _wants_json(given)
     if not given.values.keys() & {"set", "delete"}:
         raise Misuse("At least one -set or -delete must be specified.")
     changed = _tags_of(given.texts("set"))
     with _client(given, "the agent to spread the news (at most 5 s)") as client:
         client.tags(changed, delete=given.texts("delete"))
+    if as_json:
+        return json_text({"set": changed, "deleted": given.texts("delete")})
     return "Successfully updated agent tags\n"
 
 

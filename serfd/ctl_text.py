@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from serfd.plain import lines, plain
 from serfd.rpc.client import address_text
 
 TYPE_CHECKING = False
@@ -59,7 +60,11 @@ def columns(rows: Sequence[tuple[str, ...]]) -> str:
 
 def members_json(members: Sequence[Mapping[str, Any]]) -> str:
     """All members as JSON, sorted by name (cli.md 2)."""
-    found = [
+    return json_text({"members": _members(members) or None})
+
+
+def _members(members: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
         {
             "name": _name(member),
             "addr": address_text(member),
@@ -74,7 +79,6 @@ def members_json(members: Sequence[Mapping[str, Any]]) -> str:
         }
         for member in sorted(members, key=_name)
     ]
-    return json_text({"members": found or None})
 
 
 def info_text(stats: Mapping[str, Mapping[str, str]]) -> str:
@@ -104,15 +108,12 @@ def change_text(when: str, record: Mapping[str, Any]) -> str:
 
 def change_json(when: str, record: Mapping[str, Any]) -> str:
     """The same, each line a JSON object."""
-    from json import dumps
-
     what = str(record.get("Event") or "").removeprefix("member-")
     return "".join(
         [
-            dumps(
+            _json_line(
                 {"time": when, "event": what, "name": _name(member), "addr": address_text(member)}
             )
-            + "\n"
             for member in record.get("Members") or ()
         ]
     )
@@ -214,22 +215,23 @@ def status_text(status: Mapping[str, Any]) -> str:
 
 def plugins_text(plugins: Sequence[Mapping[str, Any]]) -> str:
     """A line for each plugin below a heading; then the last error of each that has one."""
-    rows = [("NAME", "STATE", "CALLS", "ERRORS", "LOST", "WAITING", "SOURCE")]
+    numbers = ("Calls", "Errors", "Timeouts", "Lost", "Waiting")
+    rows = [("NAME", "STATE", *map(str.upper, numbers), "SOURCE")]
     errors = []
     for plugin in plugins:
-        failed = plugin["Errors"] + plugin["Timeouts"]
-        numbers = (plugin["Calls"], failed, plugin["Lost"], plugin["Waiting"])
-        state = plugin["State"] + (", durable" if plugin["Durable"] else "")
-        rows.append((plain(plugin["Name"]), state, *map(str, numbers), plain(plugin["Source"])))
+        name, state = plain(plugin["Name"]), plugin["State"]
+        shown = state + (", durable" if plugin["Durable"] else "")
+        rows.append((name, shown, *(str(plugin[n]) for n in numbers), plain(plugin["Source"])))
         if plugin["LastError"]:
-            errors.append(f"Last error of {plain(plugin['Name'])}: {plain(plugin['LastError'])}\n")
+            # It may be long over: the state tells.
+            errors.append(f"{name} is {state}; its last error: {plain(plugin['LastError'])}\n")
     return columns(rows) + "".join(errors)
 
 
 def event_text(record: Mapping[str, Any]) -> str:
     """An event as `monitor` prints it (cli.md 2)."""
     found = ["Event Info:"]
-    for key in sorted(record, key=lambda key: (key != "Event", key)):
+    for key in _fields(record):
         value = record[key]
         if key == "Members" and isinstance(value, list):
             found.append("\tMembers:")
@@ -241,9 +243,31 @@ def event_text(record: Mapping[str, Any]) -> str:
     return "\n".join(found) + "\n"
 
 
+def event_json(record: Mapping[str, Any]) -> str:
+    """The same as a line of JSON: names in small letters, members as `members_json` has them."""
+    found: dict[str, Any] = {}
+    for key in _fields(record):
+        value = record[key]
+        if key == "Members":
+            value = _members(value or ())
+        elif key == "Payload":
+            value = payload_text(record)
+        found[key.lower()] = value
+    return _json_line(found)
+
+
+def _fields(record: Mapping[str, Any]) -> list[str]:
+    return sorted(record, key=lambda key: (key != "Event", key))
+
+
 def log_text(record: Mapping[str, Any]) -> str:
     """A log line as `monitor` prints it; further lines of one message stand behind blanks."""
     return lines(str(record.get("Log", ""))).replace("\n", "\n    ") + "\n"
+
+
+def log_json(record: Mapping[str, Any]) -> str:
+    """The same as a line of JSON, which has nothing else in it."""
+    return _json_line({"log": str(record.get("Log", ""))})
 
 
 def json_text(value: object) -> str:
@@ -267,23 +291,11 @@ def json_text(value: object) -> str:
     return written(value, "\n").translate(_JsonEscapes()) + "\n"
 
 
-def plain(text: str) -> str:
-    r"""Text that stays in its line and cannot steer a terminal: a newline is written `\n`."""
-    if text.isprintable():
-        return text
-    return "".join([char if char.isprintable() else _escaped(char) for char in text])
+def _json_line(value: object) -> str:
+    """The same, but on one line."""
+    from json import dumps
 
-
-def lines(text: str) -> str:
-    """As `plain`, but newlines and tabs are kept."""
-    return "\n".join(["\t".join(map(plain, line.split("\t"))) for line in text.split("\n")])
-
-
-def _escaped(char: str) -> str:
-    # What was not UTF-8 comes as a lone surrogate that holds the byte.
-    if "\udc80" <= char <= "\udcff":
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
+    return dumps(value, ensure_ascii=False).translate(_JsonEscapes()) + "\n"
 
 
 class _JsonEscapes(dict[int, str]):

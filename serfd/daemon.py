@@ -48,7 +48,9 @@ OPTIONS = (
     Option("log-level", "LEVEL", "TRACE, DEBUG, INFO, WARN or ERR", default="INFO"),
     Option("syslog", "", "send the log to the local syslog too", flag=True),
     Option("version", "", "print the version and exit", flag=True),
+    Option("v", "", "the same", flag=True),
     Option("help", "", "print this help and exit", flag=True),
+    Option("h", "", "the same", flag=True),
 )
 
 _KEYS = {
@@ -72,7 +74,7 @@ _MDNS_KEYS = {
 """Options whose key stands in the table [mdns]."""
 _NUMBERS = ("retry_max_attempts", "protocol")
 _DURATIONS = ("retry_interval", "broadcast_timeout")
-_NOT_SETTINGS = ("config", "check", "version", "help")
+_NOT_SETTINGS = ("config", "check", "version", "v", "help", "h")
 HELP = options.usage(
     "serfd [options]",
     "A cluster agent: joins machines into a cluster, speaks Serf's gossip and RPC, and runs "
@@ -92,10 +94,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         argv = argv[1:]
     try:
         given = options.parse(argv, OPTIONS)
-        if given.flag("help"):
+        if given.flag("help") or given.flag("h"):
             print(HELP, end="")
             return 0
-        if given.flag("version"):
+        if given.flag("version") or given.flag("v"):
             print(__version__)
             return 0
         if given.arguments:
@@ -155,12 +157,14 @@ def read_config(given: options.Parsed) -> Config:
             flags["enable_compression"] = not value
         elif key in _NUMBERS:
             try:
-                flags[key] = int(str(value))
+                number = int(str(value))
             except ValueError:
                 raise ConfigError(f"-{name}: {value!r} is not a number") from None
+            if number >= 0:  # less is none, as in Serf
+                flags[key] = number
         elif key in _DURATIONS:
             try:
-                flags[key] = parse_duration(str(value))
+                flags[key] = parse_duration(str(value), signed=True)
             except ValueError as error:
                 raise ConfigError(f"-{name}: {error}") from None
         else:

@@ -95,10 +95,13 @@ class Joining:
             except CommandError as error:
                 attempts += 1
                 if config.retry_max_attempts and attempts > config.retry_max_attempts:
+                    _log.error("maximum retry join attempts made, exiting")
                     raise ConfigError(
                         f"no address of retry_join answered in {attempts} tries: {error}"
                     ) from None
-                _log.warning("Join failed, retrying in %g s", self._wait)
+                # The text has a line for each address.
+                why = " ".join(str(error).split())
+                _log.warning("Join failed: %s, retrying in %gs", why, self._wait)
             await deferLater(self._reactor, self._wait)
 
     def stop(self) -> None:
@@ -111,12 +114,15 @@ class Joining:
     # Steps.
 
     async def _join(self, texts: Sequence[str]) -> None:
-        await self._agent.join(texts, replay=self._config.replay_on_join)
+        replay = self._config.replay_on_join
+        _log.info("Joining cluster...(replay: %s)", str(replay).lower())
+        answered = await self._agent.join(texts, replay=replay)
+        _log.info("Join completed. Synced with %d initial agents", answered)
         self._targets += texts
         if self._looking is None:
             self._looking = Deferred.fromCoroutine(self._look_again()).addErrback(
                 lambda failure: _log.error(
-                    "Looking for members again failed: %s", failure.getTraceback()
+                    "Looking for members again failed", extra={"details": failure}
                 )
             )
 
@@ -141,7 +147,7 @@ class Joining:
             return
         others, mine = self._others(), _address(self._me())
         wanted = [address for address in addresses if address != mine]
-        if not wanted or not others.isdisjoint(wanted) or self._is_over():
+        if not others.isdisjoint(wanted) or self._is_over():
             return
         try:
             joined = await self._agent.contact(wanted, replay=self._config.replay_on_join)

@@ -11,10 +11,12 @@ from functools import cache
 from typing import Final, TextIO
 
 from twisted.logger import ILogObserver, LogEvent, LogLevel, formatEvent, globalLogBeginner
+from twisted.python.failure import Failure
 from zope.interface import provider
 
 from serfd.config import LOG_LEVELS, SYSLOG_FACILITIES, SYSLOG_PATHS
 from serfd.errors import ConfigError
+from serfd.plain import lines, plain
 
 TRACE: Final = 5
 """Below DEBUG: single packets. `log.log(TRACE, ...)`."""
@@ -129,7 +131,7 @@ class Console(logging.StreamHandler[TextIO]):
         priority = next((p for level, p in _PRIORITIES if record.levelno >= level), "<7>")
         if self._as_json:
             return priority + line
-        # Every line of a traceback is an entry of its own there.
+        # Every line of the details is an entry of its own there.
         return priority + line[_STAMP_SIZE:].replace("\n", "\n" + priority)
 
 
@@ -271,15 +273,16 @@ def show_held() -> None:
 def line_of(record: logging.LogRecord) -> str:
     """`2026/11/23 03:21:39 [INFO] agent: text`, in local time; made once for each record.
 
-    A traceback follows on further lines; still one entry.
+    Whatever names are in the text, it is one line. A traceback follows on lines that begin with
+    blanks, and so do details: `log.error("...", extra={"details": text or Failure})`.
     """
     line: str | None = record.__dict__.get("serfd_line")
     if line is None:
         component = record.name.removeprefix("serfd.")
         level = _level_name(record.levelno)
-        line = _utf8(f"{_stamp(record.created)} [{level}] {component}: {_message(record)}")
-        if record.exc_info:
-            line += "\n" + _traceback(record)
+        line = f"{_stamp(record.created)} [{level}] {plain(f'{component}: {_message(record)}')}"
+        if details := details_of(record):
+            line += f"\n{lines(details)}".replace("\n", "\n    ")
         record.__dict__["serfd_line"] = line
     return line
 
@@ -287,7 +290,7 @@ def line_of(record: logging.LogRecord) -> str:
 def json_of(record: logging.LogRecord) -> str:
     """`{"time": "2026-11-23T03:21:39.123456Z", "level": "INFO", "component": …, "message": …}`.
 
-    With `traceback`, if there is one. Time is UTC; everything is ASCII.
+    With `traceback`, if there is one, or details. Time is UTC; everything is ASCII.
     """
     second, fraction = divmod(round(record.created * 1e6), 1_000_000)
     fields = {
@@ -296,9 +299,18 @@ def json_of(record: logging.LogRecord) -> str:
         "component": record.name.removeprefix("serfd."),
         "message": _utf8(_message(record)),
     }
-    if record.exc_info:
-        fields["traceback"] = _traceback(record)
+    if details := details_of(record):
+        fields["traceback"] = _utf8(details)
     return json.dumps(fields)
+
+
+def details_of(record: logging.LogRecord) -> str:
+    """The lines below a record's text: its traceback, or the details that were given."""
+    if record.exc_info:
+        return logging.Formatter().formatException(record.exc_info)
+    details = record.__dict__.get("details", "")
+    text = details.getTraceback() if isinstance(details, Failure) else str(details)
+    return text.rstrip("\n")
 
 
 @provider(ILogObserver)
@@ -308,10 +320,10 @@ def from_twisted(event: LogEvent) -> None:
     level = event.get("log_level", LogLevel.info)
     if failure is None and level < LogLevel.warn:
         return
-    parts = [formatEvent(event), failure.getTraceback() if failure is not None else ""]
-    text = "\n".join(part.strip() for part in parts if part.strip())
+    text = formatEvent(event).strip() or (failure.getErrorMessage() if failure is not None else "")
     number = logging.WARNING if level is LogLevel.warn else logging.ERROR
-    logging.getLogger("serfd.twisted").log(number, "%s", text)
+    details = {} if failure is None else {"details": failure}
+    logging.getLogger("serfd.twisted").log(number, "%s", text, extra=details)
 
 
 @cache
@@ -347,14 +359,8 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg!r} does not fit its arguments {record.args!r}"
 
 
-def _traceback(record: logging.LogRecord) -> str:
-    assert record.exc_info
-    return _utf8(logging.Formatter().formatException(record.exc_info))
-
-
 def _utf8(text: str) -> str:
-    # Names from the network may hold bytes that are no UTF-8; neither the console nor an RPC client
-    # could take them.
+    # Names from the network may hold bytes that are no UTF-8; no reader of JSON takes them.
     return text if text.isascii() else text.encode("utf-8", "backslashreplace").decode()
 
 

@@ -67,6 +67,7 @@ METRICS: Mapping[str, Description] = {
     "serf.queue.Intent": Description("sample", "", "Joins and leaves that wait to be gossiped."),
     "serf.queue.Event": Description("sample", "", "User events that wait to be gossiped."),
     "serf.queue.Query": Description("sample", "", "Queries that wait to be gossiped."),
+    "serf.queue.dropped": Description("counter", "", "Messages that were lost from the queues."),
     "serf.snapshot.appendLine": Description("sample", "seconds", "Time to write what is new."),
     "serf.snapshot.compact": Description("sample", "seconds", "Time to replace the snapshot."),
     "serf.coordinate.adjustment-ms": Description(
@@ -86,6 +87,14 @@ METRICS: Mapping[str, Description] = {
     "memberlist.pushPullNode": Description(
         "sample", "seconds", "Time from opening a state exchange to its answer."
     ),
+    "memberlist.node.instances.alive": Description("gauge", "", "Members that gossip sees alive."),
+    "memberlist.node.instances.suspect": Description("gauge", "", "Members that are suspected."),
+    "memberlist.node.instances.dead": Description("gauge", "", "Members that failed, remembered."),
+    "memberlist.node.instances.left": Description("gauge", "", "Members that left, remembered."),
+    "memberlist.size.local": Description(
+        "gauge", "bytes", "The state that was sent last, unpacked."
+    ),
+    "memberlist.size.remote": Description("sample", "bytes", "Peers' states, as they came in."),
     "memberlist.degraded.probe": Description("counter", "", "Probes begun in bad health."),
     "memberlist.degraded.timeout": Description(
         "counter", "", "Members declared dead though too few others agreed."

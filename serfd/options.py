@@ -109,12 +109,13 @@ class Parsed:
         return _seconds(name, text) if text else default
 
 
-def parse(argv: Sequence[str], options: Sequence[Option]) -> Parsed:
+def parse(argv: Sequence[str], options: Sequence[Option], *, options_first: bool = False) -> Parsed:
     """Sort `argv`, without the program's name, into options and arguments.
 
     Options are written as Serf's (agent.md 1): `-name value`, `-name=value`, or with two dashes.
-    They may stand before, between and after the arguments; `--` ends them. The word after an option
-    that needs a value is its value, whatever it looks like. `-` and `-5` are arguments.
+    They may stand before, between and after the arguments; `--` ends them, and so does the first
+    argument with `options_first`. The word after an option that needs a value is its value,
+    whatever it looks like. `-` and `-5` are arguments.
 
     Raises:
         OptionError: with Go's words, and the nearest option's name for an unknown one.
@@ -128,6 +129,8 @@ def parse(argv: Sequence[str], options: Sequence[Option]) -> Parsed:
             arguments += words
         elif word[:1] != "-" or word == "-" or word[1:2].isdigit():
             arguments.append(word)
+            if options_first:
+                arguments += words
         else:
             name, equals, value = word[2 if word[1] == "-" else 1 :].partition("=")
             if not name or name[0] == "-":

@@ -17,27 +17,34 @@ from twisted.internet.threads import deferToThreadPool
 
 from serfd import __version__, logs, systemd
 from serfd.agent import Agent
-from serfd.config import GOSSIP_PORT, RPC_PORT, Config, split_address
+from serfd.config import GOSSIP_PORT, RPC_PORT, Config
 from serfd.effects import Address
 from serfd.errors import CommandError, ConfigError, SerfdError
 from serfd.hooks.host import PluginHost
 from serfd.hooks.loader import LoadedPlugin
 from serfd.hooks.loader import load as load_plugins
 from serfd.hooks.mailbox import Journal
-from serfd.joining import Joining
+from serfd.joining import SHORTEST_WAIT, Joining
 from serfd.metrics import Metrics, report
 from serfd.net.interfaces import addresses_of, interface_address, private_address
 from serfd.net.keyring_file import load_keyring
 from serfd.net.reactor import install
 from serfd.net.snapshot_file import SnapshotFile
-from serfd.net.sockets import bind_gossip, bind_rpc, bind_unix, find_group, resolve_host
+from serfd.net.sockets import (
+    ANYWHERE,
+    bind_gossip,
+    bind_rpc,
+    bind_unix,
+    find_group,
+    resolve_address,
+)
 from serfd.net.statsd import Sink, Statsd, Statsite, Telemetry, measure_process
 from serfd.net.tags_file import load_tags
 from serfd.net.transport import PACKET_MAX, AcceptFactory, PacketProtocol
 from serfd.net.unix_port import UnixPort
 from serfd.rpc.server import RpcFactory
 from serfd.serf.events import ip_text
-from serfd.serf.node import Node
+from serfd.serf.node import BROADCAST_TIMEOUT_MIN, Node
 from serfd.wire.sealing import Keyring
 
 if TYPE_CHECKING:
@@ -60,6 +67,7 @@ _RELOADABLE = frozenset(
 )  # fmt: skip
 
 _log = logging.getLogger("serfd.agent")
+_serf_log = logging.getLogger("serfd.serf")
 
 
 class Service:
@@ -108,6 +116,8 @@ class Service:
         _server_tls(self._config)
         if self._config.rpc_socket is not None:
             find_group(self._config.rpc_socket_group)
+        else:
+            _rpc_address(self._config)
         host, port = _gossip_address(self._config)
         node = self._node(_advertised(self._config, host, port))
         agent = Agent(self._config, node, self._reactor, port=port, shut_down=lambda: None)
@@ -239,7 +249,7 @@ class Service:
 
     async def _start(self) -> None:
         _log.info("Serf agent starting")
-        _tell_of_role(self._config)
+        _warn_of(self._config)
         await self._work.run(lambda: Deferred.fromCoroutine(self._get_ready()))
         await self._joining.in_background()
 
@@ -256,7 +266,7 @@ class Service:
             # The text of a failed join has a line for each address.
             print(f"serfd: {' '.join(str(failure.value).split())}", file=sys.stderr)
         else:
-            _log.error("Start failed: %s", failure.getTraceback())
+            _log.error("Start failed", extra={"details": failure})
         self._stop(EXIT_CANNOT)
 
     # systemd.
@@ -302,7 +312,7 @@ class Service:
             self._status = EXIT_NOT_LEFT
             self._stop_now()
             return
-        _log.info("Caught signal: %s", number.name)
+        _log.info("Caught signal: %s", str(signal.strsignal(number)).lower())
         config = self._config
         if number is signal.SIGHUP:
             self._reload()
@@ -340,6 +350,8 @@ class Service:
             self._joining.stop()
             systemd.notify("STOPPING=1")
             _log.info("requesting serf shutdown")
+            if status != EXIT_DONE:
+                _serf_log.warning("Shutdown without a Leave")
             self._ending = Deferred.fromCoroutine(self._end()).addErrback(self._cannot_end)
 
     async def _end(self) -> None:
@@ -358,7 +370,7 @@ class Service:
         self._stop_now()
 
     def _cannot_end(self, failure: Any) -> None:
-        _log.error("Stopping in order failed: %s", failure.getTraceback())
+        _log.error("Stopping in order failed", extra={"details": failure})
         self._stop_now()
 
     def _stop_now(self) -> None:
@@ -373,7 +385,7 @@ class Service:
         # One after the other, and not before the start is done.
         self._changing = self._work.run(
             lambda: Deferred.fromCoroutine(self._read_again())
-        ).addErrback(lambda failure: _log.error("Reload failed: %s", failure.getTraceback()))
+        ).addErrback(lambda failure: _log.error("Reload failed", extra={"details": failure}))
 
     async def _read_again(self) -> None:
         """Read the files again. All that is new takes effect, or nothing does."""
@@ -395,7 +407,7 @@ class Service:
             return
         self._config = config
         logs.set_level(config.log_level)
-        _tell_of_role(config)
+        _warn_of(config)
         for key in config.__struct_fields__:
             if key not in _RELOADABLE and getattr(config, key) != getattr(old, key):
                 _log.warning("%s has changed: needs a restart", key)
@@ -422,11 +434,10 @@ def _journal(plugin: LoadedPlugin) -> Journal:
 
 def _gossip_address(config: Config) -> tuple[str, int]:
     """Where to listen: an IP address and a port."""
-    host, port = split_address(config.bind, default_port=GOSSIP_PORT, key="bind")
-    host = resolve_host("bind", host or "0.0.0.0")
+    host, port = resolve_address("bind", config.bind, default_port=GOSSIP_PORT)
     if config.interface:
         address = interface_address(config.interface)
-        if host == "0.0.0.0":
+        if host == ANYWHERE:
             host = address
         elif host not in map(str, addresses_of(config.interface)):
             raise ConfigError(f"interface {config.interface!r} has no address {host!r} (bind)")
@@ -436,10 +447,11 @@ def _gossip_address(config: Config) -> tuple[str, int]:
 def _advertised(config: Config, host: str, port: int) -> tuple[bytes, int]:
     """What others are told: address bytes as real agents give them (gossip.md 13.1), and port."""
     if config.advertise:
-        to, to_port = split_address(config.advertise, default_port=GOSSIP_PORT, key="advertise")
-        return _packed(resolve_host("advertise", to)), to_port
-    if host == "0.0.0.0":
-        return b"\0" * 10 + b"\xff\xff" + _packed(private_address()), port
+        host, port = resolve_address("advertise", config.advertise, default_port=GOSSIP_PORT)
+        return _packed(host), port
+    if host == ANYWHERE:
+        address = _packed(private_address())
+        return (b"\0" * 10 + b"\xff\xff" + address)[-16:], port
     return _packed(private_address() if host == "::" else host), port
 
 
@@ -450,8 +462,11 @@ def _bind_rpc(config: Config) -> socket.socket:
             mode=int(config.rpc_socket_mode, 8),
             group=config.rpc_socket_group,
         )
-    host, port = split_address(config.rpc_addr, default_port=RPC_PORT, key="rpc_addr")
-    return bind_rpc(resolve_host("rpc_addr", host), port)
+    return bind_rpc(*_rpc_address(config))
+
+
+def _rpc_address(config: Config) -> tuple[str, int]:
+    return resolve_address("rpc_addr", config.rpc_addr, default_port=RPC_PORT)
 
 
 def _server_tls(config: Config) -> "ServerTls | None":
@@ -471,9 +486,16 @@ def _packed(ip: str) -> bytes:
     return socket.inet_pton(socket.AF_INET6 if ":" in ip else socket.AF_INET, ip)
 
 
-def _tell_of_role(config: Config) -> None:
+def _warn_of(config: Config) -> None:
+    """Tell of settings that mean something else than they say, in Serf's words (agent.md 1)."""
     if config.role:
         _log.warning("Deprecation warning: 'role' has been replaced with 'tags'")
+    if config.retry_interval < SHORTEST_WAIT:
+        _log.warning("'RetryInterval' is too low. Setting to %gs", SHORTEST_WAIT)
+    if config.broadcast_timeout < BROADCAST_TIMEOUT_MIN:
+        _log.warning("'BroadcastTimeout' is too low. Setting to %gs", BROADCAST_TIMEOUT_MIN)
+    if config.rejoin_after_leave and not config.snapshot_path:
+        _log.warning("'RejoinAfterLeave' enabled without snapshot file")
 
 
 def _keyring(config: Config) -> Keyring:

@@ -16,6 +16,7 @@ from twisted.python.failure import Failure
 from serfd import config
 from serfd.agent import PluginStats
 from serfd.errors import CommandError
+from serfd.logs import details_of
 from serfd.metrics import Metrics
 from serfd.serf.events import Event, Member, Query, Status, UserEvent
 from serfd.serf.node import Stage
@@ -584,7 +585,6 @@ class _Log(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(logging.Formatter("%(levelname)s %(name)s: %(message)s"))
         self.lines: list[str] = []
         self._failures: list[HookFailed] = []
 
@@ -605,7 +605,9 @@ class _Log(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         """Keep it."""
-        self.lines.append(self.format(record))
+        self.lines.append(f"{record.levelname} {record.name}: {record.getMessage()}")
+        if details := details_of(record):
+            self.lines.append(details)
         if record.levelno >= logging.ERROR and record.name.startswith("serfd.hooks"):
             error = record.exc_info[1] if record.exc_info else None
             why = f": {type(error).__name__}: {error}" if error is not None else ""

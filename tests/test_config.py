@@ -1,6 +1,7 @@
 """What a configuration may say, how files add up, and what is said about a wrong one."""
 
 import base64
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,13 @@ from serfd.config import (
     PROFILES,
     Config,
     GossipConfig,
-    Seconds,
+    SignedSeconds,
     decode_key,
     load,
     parse_duration,
     parse_networks,
     split_address,
+    split_service,
 )
 from serfd.errors import ConfigError
 
@@ -54,7 +56,9 @@ def test_an_empty_file_gives_the_defaults(tmp_path: Path) -> None:
         ('node_name = "n1"', Config(node_name="n1")),
         ('bind = "[::1]:7000"', Config(bind="[::1]:7000")),
         ('start_join = ["a", "b:1"]', Config(start_join=["a", "b:1"])),
-        ('retry_interval = "1m30s"', Config(retry_interval=Seconds(90))),
+        ('retry_interval = "1m30s"', Config(retry_interval=SignedSeconds(90))),
+        ('retry_interval = "-1s"', Config(retry_interval=SignedSeconds(-1))),
+        ('broadcast_timeout = "-1m"', Config(broadcast_timeout=SignedSeconds(-60))),
         ('log_level = "debug"', Config(log_level="debug")),
         (f'encrypt_key = "{KEY}"', Config(encrypt_key=KEY)),
         ('[tags]\nrole = "web"\nempty = ""', Config(tags={"role": "web", "empty": ""})),
@@ -154,7 +158,7 @@ def test_a_file_says_what_differs_from_the_defaults(
         ('profile = "moon"', "profile 'moon' is unknown, expected one of lan, wan, local"),
         ('profile = ""', "profile '' is unknown, expected one of lan, wan, local"),
         ('bind = "h:65536"', "bind 'h:65536': '65536' is not a port, expected 0 to 65535"),
-        ('rpc_addr = "h:http"', "rpc_addr 'h:http': 'http' is not a port, expected 0 to 65535"),
+        ('rpc_addr = "h:99999"', "rpc_addr 'h:99999': '99999' is not a port, expected 0 to 65535"),
         *(
             (
                 f'rpc_addr = "{address}"',
@@ -193,6 +197,7 @@ def test_a_file_says_what_differs_from_the_defaults(
             '[rpc_tls]\ncertficate = "x"',
             "unknown key 'certficate' in [rpc_tls]; did you mean 'certificate'?",
         ),
+        ('advertise = ":7946"', "advertise ':7946' has no host"),
         ('advertise = "[::1"', "advertise '[::1' is not an address like '[::1]:7946'"),
         ('advertise = "[::1]7"', "advertise '[::1]7' is not an address like '[::1]:7946'"),
         (
@@ -406,6 +411,25 @@ def test_what_is_no_duration_is_said_with_what_is_one(text: str) -> None:
         parse_duration(text)
 
 
+@pytest.mark.parametrize(
+    ("text", "seconds"), [("-1m30s", -90.0), ("+1s", 1.0), ("1s", 1.0), ("-0", 0.0), ("0", 0.0)]
+)
+def test_some_durations_may_have_a_sign(text: str, seconds: float) -> None:
+    assert parse_duration(text, signed=True) == seconds
+
+
+@pytest.mark.parametrize("text", ["", "-", "+", "--1s", "-1", "1-1s", "1s-1s", "- 1s", "−1s"])
+def test_a_sign_alone_is_no_duration(text: str) -> None:
+    with pytest.raises(ValueError, match=rf"^{re.escape(repr(text))} is not a duration like "):
+        parse_duration(text, signed=True)
+
+
+@pytest.mark.parametrize("key", ["reconnect_interval", "tombstone_timeout", "hook_timeout"])
+def test_others_may_have_none(tmp_path: Path, key: str) -> None:
+    path = write(tmp_path / "serfd.toml", f'{key} = "-1s"')
+    assert error_of(path).startswith(f"{path}: '-1s' is not a duration like ")
+
+
 @pytest.mark.parametrize("text", ["2562048h", "9" * 400 + "s"])
 def test_a_duration_has_a_limit(text: str) -> None:
     with pytest.raises(ValueError, match="is too long for a duration, at most 2562047h"):
@@ -453,6 +477,12 @@ def test_any_text_is_a_duration_or_a_value_error(text: str) -> None:
 )
 def test_addresses_come_with_and_without_a_port(text: str, host: str, port: int) -> None:
     assert split_address(text, default_port=7946, key="bind") == (host, port)
+
+
+def test_where_it_is_wanted_a_port_may_be_a_services_name() -> None:
+    assert split_service("[::1]:http-alt", key="bind") == ("::1", "http-alt")
+    with pytest.raises(ValueError, match=r"^bind '\[::1\]:http-alt': 'http-alt' is not a port, "):
+        split_address("[::1]:http-alt", default_port=7946, key="bind")
 
 
 @pytest.mark.parametrize("size", [16, 24, 32])

@@ -380,7 +380,7 @@ def test_commands_that_ask_an_agent_tell_of_the_environment():
 def test_examples_are_right_command_lines(command):
     words = command.example.replace("'", "").split()
     assert words[:2] == ["serfctl", command.name]
-    parsed = ctl.parse(words[2:], command.options)
+    parsed = ctl.parse(words[2:], command.options, options_first=command.options_first)
     assert bool(parsed.arguments) <= bool(command.arguments)
 
 
@@ -395,6 +395,14 @@ def test_what_looks_like_help_after_dashes_is_an_argument(run):
         found = run("force-leave", "-rpc-addr", agent.address, "--", "-h")
     assert found == (0, "", "")
     assert b"\xa4Node\xa2-h" in agent.received
+
+
+@pytest.mark.parametrize("command", ["event", "query"])
+def test_a_payload_may_look_like_an_option(run, command):
+    with recorded(f"go-{command}") as agent:
+        assert run(command, "-rpc-addr", agent.address, "deploy", "-rpc-addr")[0] == 0
+    assert b"\xa7Payload\xc4\x09-rpc-addr" in agent.received
+    assert "Options stand before NAME" in run(command, "-help")[1]
 
 
 def test_every_key_is_32_new_random_bytes_in_base64(run):

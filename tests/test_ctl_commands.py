@@ -2,6 +2,8 @@
 
 import json
 import signal
+import socket
+from base64 import b64decode
 
 import pytest
 from recorded_agent import HELLO, RecordedAgent, frames, reply
@@ -55,7 +57,7 @@ def done(seq=2):
         ),
         (
             "go-query-default-timeout",
-            ["query", "nobody", "-format", "json"],
+            ["query", "-format", "json", "nobody"],
             '{\n  "Acks": [\n    "n1",\n    "n2",\n    "n3"\n  ],\n  "Responses": {}\n}\n',
         ),
         (
@@ -67,7 +69,7 @@ def done(seq=2):
         (
             "go-query-filtered",
             ["query", "-node=n1", "-node", "n2", "-tag=role=web", "-no-ack", "-relay-factor=1",
-             "-timeout", "0.5s500ms", "load", "-format=json"],
+             "-timeout", "0.5s500ms", "-format=json", "load"],
             '{\n  "Acks": null,\n  "Responses": {\n    "n1": "hi-from-n1\\n"\n  }\n}\n',
         ),
         (
@@ -102,7 +104,7 @@ def done(seq=2):
 )  # fmt: skip
 def test_a_command_asks_what_serfs_asks_and_prints_what_serfs_prints(run, name, argv, printed):
     with recorded(name) as agent:
-        found = run(*argv, "--rpc-addr", agent.address)
+        found = run(argv[0], "--rpc-addr", agent.address, *argv[1:])
     assert found == (0, printed, "")
     assert agent.received == frames(name, "client")
 
@@ -170,7 +172,7 @@ def test_a_command_asks_what_serfs_asks_and_prints_what_serfs_prints(run, name, 
 )
 def test_what_fails_is_told_on_stderr_as_serf_tells_it(run, name, argv, printed, told):
     with recorded(name) as agent:
-        found = run(*argv, "-rpc-addr", agent.address)
+        found = run(argv[0], "-rpc-addr", agent.address, *argv[1:])
     assert found == (1, printed, told)
 
 
@@ -193,7 +195,7 @@ REFUSED = HELLO + 2 * reply(2, "Authentication required")
 )
 def test_a_token_that_is_missing_is_told(run, argv, prefix):
     with RecordedAgent(REFUSED) as agent:
-        code, _, err = run(*argv, "-rpc-addr", agent.address)
+        code, _, err = run(argv[0], "-rpc-addr", agent.address, *argv[1:])
     assert code == 1
     assert err == (
         f"{prefix}Authentication required\n"
@@ -275,14 +277,14 @@ def test_misuse_is_told_with_the_commands_help(run, argv, told):
 def test_wait_all_is_asked_for_only_if_wanted(run):
     for words, asked in ((["-wait-all"], True), ([], False)):
         with RecordedAgent(HELLO + reply(2) + done()) as agent:
-            assert run("query", "x", *words, "-rpc-addr", agent.address)[0] == 0
+            assert run("query", *words, "-rpc-addr", agent.address, "x")[0] == 0
         assert (b"\xa7WaitAll\xc3" in agent.received) is asked
 
 
 def test_answers_of_nobody_are_not_counted(run):
     answers = reply(2) + record(2, "n1") + record(2, "") + record(2, "", "response") + done()
     with RecordedAgent(HELLO + answers) as agent:
-        code, out, _ = run("query", "x", "-rpc-addr", agent.address)
+        code, out, _ = run("query", "-rpc-addr", agent.address, "x")
     assert (code, out) == (
         0, "Query 'x' dispatched\nAck from 'n1'\nTotal Acks: 1\nTotal Responses: 0\n",
     )  # fmt: skip
@@ -290,7 +292,7 @@ def test_answers_of_nobody_are_not_counted(run):
 
 def test_an_agent_that_goes_during_a_query_ends_it_with_what_came(run):
     with RecordedAgent(HELLO + reply(2) + record(2, "n1"), hangs_up=True) as agent:
-        code, out, err = run("query", "x", "-rpc-addr", agent.address)
+        code, out, err = run("query", "-rpc-addr", agent.address, "x")
     assert code == 0
     assert out.endswith("Ack from 'n1'\nTotal Acks: 1\nTotal Responses: 0\n")
     assert err == "The agent has closed the connection: this is what came until then.\n"
@@ -317,7 +319,7 @@ def test_an_agent_that_goes_during_a_query_ends_it_with_what_came(run):
 def test_an_interrupt_ends_a_query_without_totals(argv, answers, printed, told):
     with (
         RecordedAgent(HELLO + answers) as agent,
-        started(*argv, "-rpc-addr", agent.address) as child,
+        started(argv[0], "-rpc-addr", agent.address, *argv[1:]) as child,
     ):
         assert [child.stdout.readline() for _ in printed] == printed
         child.send_signal(signal.SIGINT)
@@ -461,6 +463,72 @@ def test_a_join_is_written_as_json(run):
     with recorded("go-join") as agent:
         found = run("join", "127.0.0.1:17002", "-format=json", "-rpc-addr", agent.address)
     assert found == (0, '{\n  "contacted": 1\n}\n', "")
+
+
+@pytest.mark.parametrize(
+    ("name", "argv", "found"),
+    [
+        ("go-event", ["event", "-format=json", "deploy", "v1.2"],
+         {"event": "deploy", "coalesce": True}),
+        ("go-event-nopayload", ["event", "-coalesce=false", "-format=json", "deploy"],
+         {"event": "deploy", "coalesce": False}),
+        ("go-force-leave-prune", ["force-leave", "-prune", "n2", "-format=json"],
+         {"name": "n2", "prune": True}),
+        ("go-leave", ["leave", "-format", "json"], {"left": True}),
+        ("go-tags", ["tags", "-set", "role=web", "-set", "dc=east", "-delete", "x", "-format=json"],
+         {"set": {"role": "web", "dc": "east"}, "deleted": ["x"]}),
+    ],
+)  # fmt: skip
+def test_what_was_done_is_written_as_json(run, name, argv, found):
+    with recorded(name) as agent:
+        code, out, err = run(argv[0], "-rpc-addr", agent.address, *argv[1:])
+    assert (code, err) == (0, "")
+    assert json.loads(out) == found
+
+
+@pytest.mark.parametrize("command", ["event x", "force-leave x", "leave", "tags -set a=b"])
+def test_nothing_is_done_if_the_format_is_wrong(run, command):
+    with RecordedAgent(HELLO) as agent:
+        name, *rest = command.split()
+        code, out, err = run(name, "-format=xml", "-rpc-addr", agent.address, *rest)
+        with socket.create_connection(agent.address.split(":")):
+            pass  # the only one that came
+    assert (code, out, agent.received) == (1, "", b"")
+    assert err == 'Encoding error: Invalid output format "xml"\nExpected text or json.\n'
+
+
+def test_a_key_is_written_as_json(run):
+    code, out, err = run("keygen", "-format=json")
+    assert (code, err) == (0, "")
+    assert len(b64decode(json.loads(out)["key"], validate=True)) == 32
+
+
+def test_the_monitor_writes_each_event_and_each_line_of_the_log_as_a_line_of_json(run):
+    answers = [
+        HELLO, reply(2), reply(3),
+        reply(2, "", {"Event": "member-join", "Members": [member_map("n2", Tags={"a": "\x9b<"})]}),
+        reply(3, "", {"Log": "2026/11/23 [INFO] two\nlines \u2028"}),
+        reply(2, "", {"Event": "user", "LTime": 7, "Name": "deploy", "Payload": b"v1\xff",
+                      "Coalesce": True}),
+        reply(2, "", {"Event": "query", "ID": 1, "LTime": 8, "Name": "load", "Payload": None}),
+    ]  # fmt: skip
+    with RecordedAgent(b"".join(answers), hangs_up=True) as agent:
+        code, out, err = run("monitor", "-format=json", "-rpc-addr", agent.address)
+    assert code == 1
+    assert "Remote side ended the monitor!" in err
+    assert [json.loads(line) for line in out.splitlines()] == [
+        {
+            "event": "member-join",
+            "members": [
+                {"name": "n2", "addr": "10.0.0.1:1", "port": 1, "tags": {"a": "\x9b<"},
+                 "status": "alive", "protocol": {"max": 0, "min": 0, "version": 0}},
+            ],
+        },
+        {"log": "2026/11/23 [INFO] two\nlines \u2028"},
+        {"event": "user", "coalesce": True, "ltime": 7, "name": "deploy", "payload": "v1\ufffd"},
+        {"event": "query", "id": 1, "ltime": 8, "name": "load", "payload": ""},
+    ]  # fmt: skip
+    assert out.isascii()
 
 
 def test_the_version_is_written_as_json(run):

@@ -184,10 +184,31 @@ def test_retry_join_looks_its_names_up_at_every_try_until_somebody_answers(netwo
 
 
 def test_a_short_retry_interval_is_raised_to_a_second(network):
-    _, joining = network.agent("n2", "10.0.0.2", retry_join=["10.0.0.7"], retry_interval="10ms")
+    for number, interval in enumerate(("10ms", "-10s"), 7):
+        to = f"10.0.0.{number}"
+        _, joining = network.agent("n2", "10.0.0.2", retry_join=[to], retry_interval=interval)
+        begun(joining)
+        network.run(9.5 * SHORTEST_WAIT)
+        assert network.connected[to] == 10
+        joining.stop()
+
+
+def test_a_try_that_fails_is_told_with_its_reason_in_one_line(network, caplog):
+    caplog.set_level(logging.INFO, logger="serfd.agent")
+    settings = {"retry_join": ["10.0.0.7", "10.0.0.1"], "retry_interval": "1m30s"}
+    agent, joining = network.agent("n2", "10.0.0.2", **settings)
     begun(joining)
-    network.run(9.5 * SHORTEST_WAIT)
-    assert network.connected["10.0.0.7"] == 10
+    network.run(1)
+    reasons = " ".join(
+        f"* Failed to join 10.0.0.{n}: dial tcp 10.0.0.{n}:7946: connect: connection refused"
+        for n in (7, 1)
+    )
+    assert f"Join failed: 2 errors occurred: {reasons}, retrying in 90s" in caplog.messages
+    network.agent("n1", "10.0.0.1")
+    network.run(90)
+    assert sees(agent) == {"n1": "alive", "n2": "alive"}
+    assert caplog.messages.count("Joining cluster...(replay: false)") == 2
+    assert "Join completed. Synced with 1 initial agents" in caplog.messages
 
 
 def test_retry_join_gives_up_after_so_many_tries_more_than_one(network):
@@ -270,6 +291,7 @@ def test_a_name_that_leads_to_this_node_too_is_looked_for_elsewhere_only(pair):
     pair.network.connected.clear()
     pair.network.run(25)
     assert not pair.network.connected
+    assert pair.network.looked_up["seed"] >= 4
 
 
 def test_a_name_that_is_gone_ends_nothing(pair):

@@ -1,3 +1,4 @@
+import gc
 import io
 import json
 import logging
@@ -34,6 +35,9 @@ LINE = re.compile(r"\d{4}/\d\d/\d\d \d\d:\d\d:\d\d \[(TRACE|DEBUG|INFO|WARN|ERR)
 
 @pytest.fixture(autouse=True)
 def logging_as_before():
+    # Failures that other tests left behind are told now, not in the midst of one of these.
+    gc.collect()
+    logs._route_twisted()
     root = logging.getLogger("serfd")
     before = root.level, root.propagate, list(root.handlers)
     names = ("logThreads", "logProcesses", "logMultiprocessing", "_srcfile")
@@ -61,6 +65,13 @@ def record(text, *args, level=logging.INFO, name="serfd.agent", created=None, ex
     made = logging.LogRecord(name, level, "", 0, text, args, exc_info)
     if created is not None:
         made.created = created
+    return made
+
+
+def details(text, details):
+    """A record with more lines."""
+    made = record(text)
+    made.details = details
     return made
 
 
@@ -131,8 +142,49 @@ def test_a_traceback_is_part_of_the_entry():
         made = record("failed", exc_info=(KeyError, error, error.__traceback__))
     lines = line_of(made).split("\n")
     assert lines[0].endswith("agent: failed")
-    assert lines[1] == "Traceback (most recent call last):"
-    assert lines[-1] == "KeyError: 'n1'"
+    assert lines[1] == "    Traceback (most recent call last):"
+    assert lines[-1] == "    KeyError: 'n1'"
+
+
+FORGED = "n2\r\n2026/11/23 03:21:39 [ERR] serf: EventMemberFailed: n1\x1b[2J\u2028\x9b"
+SHOWN = r"n2\r\n2026/11/23 03:21:39 [ERR] serf: EventMemberFailed: n1\x1b[2J\u2028\x9b"
+
+
+@pytest.mark.parametrize(
+    ("text", "args"),
+    [
+        ("%s joined", (FORGED,)),
+        (f"{FORGED} joined", ()),
+        ("%s joined", (ConfigError(FORGED),)),
+        ("%(name)s joined", ({"name": FORGED},)),
+    ],
+    ids=["argument", "text", "error", "mapping"],
+)
+def test_nobodys_name_makes_a_line_of_its_own_or_steers_the_terminal(text, args, console, log):
+    ring = set_up("INFO", console)
+    log.info(text, *args)
+    [shown] = console.getvalue().splitlines()
+    assert shown[20:] == kept(ring)[-1] == f"[INFO] serf.n1: {SHOWN} joined"
+
+
+def test_what_an_exception_says_stands_behind_blanks(console, log):
+    set_up("INFO", console)
+    try:
+        raise KeyError(FORGED) from ConfigError(FORGED)
+    except KeyError:
+        log.exception("failed")
+    first, *rest = console.getvalue().splitlines()
+    assert first.endswith("[ERR] serf.n1: failed")
+    assert all(line.startswith("    ") and line.isprintable() for line in rest)
+    assert sum("EventMemberFailed" in line for line in rest) > 1
+
+
+def test_details_stand_below_the_line_as_a_traceback_does(console, log):
+    ring = set_up("INFO", console)
+    log.warning("%s is slow", "x", extra={"details": "first\n\tsecond\x1b\n"})
+    expected = "[WARN] serf.n1: x is slow\n    first\n    \tsecond\\x1b"
+    assert console.getvalue()[20:] == expected + "\n"
+    assert kept(ring)[-1] == expected
 
 
 def test_a_wrong_format_is_told_and_not_raised():
@@ -142,7 +194,7 @@ def test_a_wrong_format_is_told_and_not_raised():
 
 def test_names_that_are_no_utf8_can_be_written():
     line = line_of(record("%s failed: %s", "n\udcff", "é"))
-    assert line.encode().endswith(b"n\\udcff failed: \xc3\xa9")
+    assert line.encode().endswith(b"n\\xff failed: \xc3\xa9")
 
 
 def test_a_line_is_made_once_for_all_who_want_it(console):
@@ -320,7 +372,7 @@ def test_the_journal_gets_priorities_and_no_time(file, log, monkeypatch):
     set_up("TRACE", file)
     for level in LEVELS.values():
         log.log(level, "x")
-    log.error("first\nsecond")
+    log.error("first", extra={"details": "second"})
     assert shown_in(file)[-7:] == [
         "<7>[TRACE] serf.n1: x",
         "<7>[DEBUG] serf.n1: x",
@@ -328,7 +380,7 @@ def test_the_journal_gets_priorities_and_no_time(file, log, monkeypatch):
         "<4>[WARN] serf.n1: x",
         "<3>[ERR] serf.n1: x",
         "<3>[ERR] serf.n1: first",
-        "<3>second",
+        "<3>    second",
     ]
 
 
@@ -377,6 +429,7 @@ def test_an_object_is_one_line_of_ascii_with_the_traceback_apart():
     assert held["message"] == "first\nsecond \\udcff é"
     assert held["traceback"].startswith("Traceback (most recent call last):\n")
     assert held["traceback"].endswith("KeyError: 'n\\udcff é'")
+    assert json.loads(json_of(details("x", "one\ntwo\n")))["traceback"] == "one\ntwo"
 
 
 def test_the_console_shows_objects_and_the_ring_lines(console, log):
@@ -385,7 +438,7 @@ def test_the_console_shows_objects_and_the_ring_lines(console, log):
     log.info("joined\nand more")
     [shown] = console.getvalue().splitlines()
     assert json.loads(shown)["message"] == "joined\nand more"
-    assert kept(ring)[-1] == "[INFO] serf.n1: joined\nand more"
+    assert kept(ring)[-1] == r"[INFO] serf.n1: joined\nand more"
 
 
 def test_the_journal_gets_objects_with_their_priority_in_front(file, log, monkeypatch):
@@ -471,7 +524,7 @@ def test_a_line_to_syslog_is_as_a_real_agents(start, kind, facility, level, pri)
     syslog.handle(record("%s starts [ERR] x", "é\udcff", level=level, created=moment + 0.5))
     syslog.close()
     assert server.read() == (
-        f"<{pri}>Nov  3 03:21:39 serfd[{os.getpid()}]: agent: é\\udcff starts [ERR] x\n"
+        f"<{pri}>Nov  3 03:21:39 serfd[{os.getpid()}]: agent: é\\xff starts [ERR] x\n"
     )
 
 
@@ -614,10 +667,10 @@ def test_twisteds_warnings_and_failures_are_logged_too(console):
 def test_an_unhandled_error_in_a_deferred_is_logged_with_its_traceback(console):
     ring = set_up("INFO", console)
     fail(ZeroDivisionError("by zero"))
-    told, traceback = kept(ring)[-2:]
+    told, failure = kept(ring)[-2:]
     assert told == "[ERR] twisted: Unhandled error in Deferred:"
-    assert traceback.startswith("[ERR] twisted: Traceback")
-    assert traceback.endswith("ZeroDivisionError: by zero")
+    assert failure.startswith("[ERR] twisted: by zero\n    Traceback")
+    assert failure.endswith("builtins.ZeroDivisionError: by zero")
 
 
 def test_a_failure_that_twisted_only_mentions_is_logged_as_well(console):
@@ -626,7 +679,7 @@ def test_a_failure_that_twisted_only_mentions_is_logged_as_well(console):
         raise ZeroDivisionError("by zero")
     except ZeroDivisionError:
         Logger("twisted.web").failure("it failed", level=LogLevel.info)
-    assert kept(ring)[-1].startswith("[ERR] twisted: it failed\nTraceback")
+    assert kept(ring)[-1].startswith("[ERR] twisted: it failed\n    Traceback")
 
 
 def test_python_warnings_reach_the_log(console):

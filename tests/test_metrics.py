@@ -25,13 +25,14 @@ from serfd.serf.coordinates import encode as encode_coordinate
 from serfd.serf.queries import QueryParams
 from serfd.wire.serf_messages import (
     IS_ACK,
+    JoinIntent,
     QueryMessage,
     QueryResponse,
     UserEventMessage,
     decode,
     encode,
 )
-from serfd.wire.swim_messages import Ack, Dead, Ping, Suspect, User
+from serfd.wire.swim_messages import Ack, Dead, Ping, Suspect, User, encode_push_pull
 
 ROOT = Path(__file__).parents[1]
 NOW = "2026-11-23 20:10:00 +0000 UTC"
@@ -376,6 +377,58 @@ def test_queues_are_measured_now_and_then():
     for name in ("serf.queue.Intent", "serf.queue.Event", "serf.queue.Query"):
         assert (samples[name].count, samples[name].max) == (2, 0)
     assert samples["memberlist.queue.broadcasts"].count == 2
+
+
+def test_how_many_members_are_in_each_state_is_measured_now_and_then():
+    one = OneNode("n2", "n3", "n4")
+    one.hear(Dead(1, "n2", "n2"))
+    one.hear(Dead(1, "n3", "n1"))
+    one.run_until(15.0, answering=["n4"])
+    gauges = one.node.metrics.gauges
+    assert {
+        state: gauges[f"memberlist.node.instances.{state}"]
+        for state in ("alive", "suspect", "dead", "left")
+    } == {"alive": 2, "suspect": 0, "dead": 1, "left": 1}
+    one.run_until(30.0)  # n4 is silent
+    assert gauges["memberlist.node.instances.alive"] == 1
+
+
+def test_sizes_of_state_exchanges_are_measured():
+    one = OneNode("n2")
+    state = encode_push_pull([], b"", join=False)
+    one.accept(state)
+    metrics = one.node.metrics
+    small = metrics.gauges["memberlist.size.local"]
+    series = metrics.samples["memberlist.size.remote"]
+    assert (series.count, series.last) == (1, len(state))
+    one.hear(*(one.alive(f"n{number}") for number in range(3, 20)))
+    one.accept(state)
+    assert metrics.gauges["memberlist.size.local"] > small + 17 * 50
+
+
+def test_what_queues_drop_is_counted_and_told_now_and_then(caplog):
+    one = OneNode("n2", "n3", gossip={"packet_size_max": 1000})
+    for number in range(3):
+        one.hear(User(encode(UserEventMessage(number + 1, "long", bytes(1200), coalesce=False))))
+    assert one.node.stats()["dropped_broadcasts"] == "3"
+    one.run_until(61.0, answering=["n2", "n3"])
+    told = [r.message for r in caplog.records if "dropped" in r.message]
+    assert told == [
+        "Event queue dropped 3 messages: too many waited, or they were too long for a packet"
+    ]
+    assert one.node.metrics.counters["serf.queue.dropped"] == 3
+
+
+@pytest.mark.parametrize(("waiting", "told"), [(127, []), (128, ["Intent queue depth: 128"])])
+def test_a_queue_that_grows_long_is_told_every_time_it_is_looked_at(waiting, told, caplog):
+    one = OneNode("n2")
+    one.run_until(14.99, answering=["n2"])
+    caplog.clear()
+    for number in range(waiting):
+        one.hear(User(encode(JoinIntent(number + 1, f"stranger-{number}" + "x" * 1200))))
+    one.run_until(15.0)
+    assert one.node.stats()["intent_queue"] == str(waiting)
+    assert [r.message for r in caplog.records if "depth" in r.message] == told
 
 
 # The texts

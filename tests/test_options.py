@@ -47,6 +47,23 @@ def test_options_stand_anywhere_and_are_written_as_serfs(words, values, argument
     assert parsed.arguments == arguments
 
 
+@pytest.mark.parametrize(
+    ("words", "values", "arguments"),
+    [
+        ("-replay x -node a y", {"replay": True}, ["x", "-node", "a", "y"]),
+        ("-node a x -x", {"node": "a"}, ["x", "-x"]),
+        ("x -- -x", {}, ["x", "--", "-x"]),
+        ("-- -x -y", {}, ["-x", "-y"]),
+        ("- -x", {}, ["-", "-x"]),
+        ("-replay", {"replay": True}, []),
+    ],
+)
+def test_options_may_have_to_stand_first_as_serfs(words, values, arguments):
+    parsed = parse(words.split(), OPTIONS, options_first=True)
+    assert parsed.values == values
+    assert parsed.arguments == arguments
+
+
 def test_an_option_may_add_to_the_list_of_another():
     options = (Option("config", "FILE", many=True), Option("dir", "D", many=True, into="config"))
     parsed = parse(["-dir=1", "-config", "2", "-dir", "3"], options)

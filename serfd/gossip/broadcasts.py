@@ -7,19 +7,31 @@ list per number of transmits, so that a storm of news does not sort the whole qu
 import math
 from bisect import bisect_left, insort
 from collections.abc import Hashable
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
+
+from serfd.effects import Address
 
 _Place: TypeAlias = tuple[int, int]
 
 
 MULTIPLIER_MIN = 4
 """Serf's local profile has 2, with which a tenth of all news misses somebody."""
+SMALL = 64
+"""In a cluster of up to so many others it is kept whom each message was sent to."""
+
+
+class Target(NamedTuple):
+    """Who gets a packet, in a small cluster."""
+
+    address: Address
+    others: int
+    """How many could get it."""
 
 
 class Broadcast:
     """One message on its way to everybody."""
 
-    __slots__ = ("message", "name", "place", "ticket", "transmits")
+    __slots__ = ("message", "name", "place", "ticket", "told", "transmits")
 
     def __init__(
         self, message: bytes, place: _Place, name: str | None, ticket: Hashable | None
@@ -29,6 +41,14 @@ class Broadcast:
         self.name = name
         self.ticket = ticket
         self.transmits = 0
+        self.told: set[Address] = set()
+        """Who has got it, since all had it."""
+
+    def is_for(self, target: Target) -> bool:
+        """Whether it is this one's turn: nobody gets it again while others have not got it."""
+        if len(self.told) >= target.others:
+            self.told.clear()
+        return target.address not in self.told
 
 
 def retransmit_limit(multiplier: int, members: int) -> int:
@@ -96,20 +116,36 @@ class BroadcastQueue:
             self.dropped += 1
             self._remove(self._last())
 
-    def take(self, limit: int, *, overhead: int, transmits_max: int, count: int) -> list[bytes]:
+    def take(
+        self,
+        limit: int,
+        *,
+        overhead: int,
+        transmits_max: int,
+        count: int,
+        target: Target | None = None,
+    ) -> list[bytes]:
         """The next messages for one packet; each counts as sent once.
 
         `limit`: bytes there are; `overhead`: bytes each costs beside its own; `count`: messages
-        at most; `transmits_max`: after so many times a message is done.
+        at most; `transmits_max`: after so many times a message is done. `target`: who gets it,
+        given in small clusters: in a burst one would be missed by chance by all copies otherwise.
         """
         taken: list[Broadcast] = []
         for bucket in self._buckets:
-            while bucket and len(taken) < count:
+            at = 0
+            while len(taken) < count:
                 # The first in order that still fits: no longer than what is left.
-                at = bisect_left(bucket, (overhead - limit,))
+                at = bisect_left(bucket, (overhead - limit,), at)
                 if at == len(bucket):
                     break
-                broadcast = self._broadcasts[bucket.pop(at)]
+                broadcast = self._broadcasts[bucket[at]]
+                if target is not None:
+                    if not broadcast.is_for(target):
+                        at += 1
+                        continue
+                    broadcast.told.add(target.address)
+                del bucket[at]
                 limit -= overhead + len(broadcast.message)
                 taken.append(broadcast)
         for broadcast in taken:

@@ -93,7 +93,9 @@ Purpose: TypeAlias = Answering | Asking | PingingByStream
 class Exchange:
     """One open stream: why it is open, and what has been read of it."""
 
-    __slots__ = ("end", "head", "opened_at", "peer", "purpose", "reader", "states", "stream")
+    __slots__ = (
+        "arrived", "end", "head", "opened_at", "peer", "purpose", "reader", "states", "stream"
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -108,6 +110,8 @@ class Exchange:
         self.peer = peer
         self.reader = reader
         self.purpose = purpose
+        self.arrived = 0
+        """Bytes that came in."""
         self.end: str | None = None
         """Why the stream has ended, while what it brought is still being read."""
         self.head: PushPullHead | None = None

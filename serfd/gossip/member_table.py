@@ -17,6 +17,8 @@ from serfd.wire.swim_messages import Alive, Dead, NodeState, Suspect
 MEMBERS_MAX = 100_000
 """Entries held at most; what a stranger announces beyond is ignored."""
 
+META_SIZE_MAX = 512
+"""Bytes of metadata that a member may have (gossip.md 2; serf.md 3); no agent announces more."""
 VERSIONS_SIZE = 6
 PROTOCOL_MIN, PROTOCOL_MAX, PROTOCOL = 1, 5, 2
 """memberlist's protocol: understood from, to, and spoken (gossip.md 5.10)."""
@@ -89,6 +91,12 @@ class Ignored(NamedTuple):
     why: str
 
 
+class Refused(NamedTuple):
+    """Nobody may be as the rumour says, or there is no room for him."""
+
+    why: str
+
+
 class Refute(NamedTuple):
     """The rumour is about this node and wrong: go past this incarnation and say so."""
 
@@ -130,7 +138,7 @@ class Gone(NamedTuple):
     peer: Peer
 
 
-AliveDecision: TypeAlias = Ignored | Refute | Conflict | Revived
+AliveDecision: TypeAlias = Ignored | Refused | Refute | Conflict | Revived
 SuspectDecision: TypeAlias = Ignored | Refute | Accused | Suspected
 DeadDecision: TypeAlias = Ignored | Refute | Gone
 
@@ -204,16 +212,17 @@ class MemberTable:
         if is_self and self.leaving:
             return Ignored("this node is leaving")
         peer = self._peers.get(rumour.node)
-        is_new = peer is None or not peer.is_present
-        # Checked for newcomers only: the addresses and versions of those present were.
+        is_elsewhere = peer is not None and (rumour.port != peer.port or rumour.addr != peer.addr)
+        is_new = peer is None or not peer.is_present or is_elsewhere
+        # Of those present only what is new about them is looked at, further down.
         if is_new and (fault := self._misfit(rumour)) is not None:
-            return Ignored(fault)
+            return Refused(fault)
         if peer is None:
             if len(self._order) >= MEMBERS_MAX:
-                return Ignored(f"there are {MEMBERS_MAX} members already")
+                return Refused(f"there are {MEMBERS_MAX} members already")
             peer = Peer(rumour.node, rumour.addr, rumour.port, rumour.meta, rumour.vsn)
             self._insert(peer, rng)
-        elif rumour.port != peer.port or rumour.addr != peer.addr:
+        elif is_elsewhere:
             if not self._may_replace(peer, now):
                 return Conflict(peer, rumour)
             # The name has a new owner, whose incarnations start anew.
@@ -230,8 +239,9 @@ class MemberTable:
             return Refute(rumour.incarnation)
         if rumour.incarnation <= peer.incarnation:
             return _STALE
-        if rumour.vsn != peer.versions and (fault := self._misfit(rumour)) is not None:
-            return Ignored(fault)
+        is_changed = rumour.vsn != peer.versions or rumour.meta != peer.meta
+        if is_changed and (fault := self._misfit(rumour)) is not None:
+            return Refused(fault)
         joined = not peer.is_present
         updated = not joined and rumour.meta != peer.meta
         peer.incarnation = rumour.incarnation
@@ -370,6 +380,8 @@ class MemberTable:
             return "incarnation 0 never takes effect"
         if len(rumour.addr) not in (4, 16):
             return f"its address has {len(rumour.addr)} bytes, expected 4 or 16"
+        if len(rumour.meta) > META_SIZE_MAX:
+            return f"its tags have {len(rumour.meta)} bytes, at most {META_SIZE_MAX} are possible"
         return versions_misfit(rumour.vsn, self._local.versions)
 
     def _forget(self, changed_before: float) -> None:

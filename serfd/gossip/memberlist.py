@@ -7,6 +7,7 @@ its `Delegate` instead. Leaves decide (`member_table`, `lifeguard`, `broadcasts`
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
 from random import Random
@@ -16,7 +17,7 @@ from serfd.config import GossipConfig
 from serfd.effects import Address, Close, Connect, Effect, NonceSource, SendPacket, StreamId, Write
 from serfd.errors import WireError
 from serfd.gossip.allow_list import AllowList
-from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
+from serfd.gossip.broadcasts import SMALL, BroadcastQueue, Target, retransmit_limit
 from serfd.gossip.exchange import (
     Answering,
     Asking,
@@ -33,6 +34,7 @@ from serfd.gossip.member_table import (
     Ignored,
     MemberTable,
     Peer,
+    Refused,
     Refute,
     Revived,
     State,
@@ -93,6 +95,8 @@ STREAMS_HELD_MAX = 256 << 20
 """Bytes that all streams may bring together; the one that passes it is closed."""
 MERGES_MAX = 64
 """States waiting to be merged; more are dropped, the next exchange brings them again."""
+NAME_TOLD_MAX = 128
+"""Characters of a refused member's name that the log shows."""
 CLAIMS_MAX = 128
 """Names of members that have a second claimant, remembered at once."""
 RELAYS_MAX = 1024
@@ -206,7 +210,9 @@ class Delegate(Protocol):
     def has_news(self, transmits: int) -> bool:
         """Whether one of them was sent fewer than `transmits` times."""
 
-    def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
+    def broadcasts(
+        self, *, overhead: int, limit: int, count: int, target: Target | None
+    ) -> list[bytes]:
         """Messages for one packet: `limit` bytes, each costs its length and `overhead`."""
 
     def local_state(self) -> bytes:
@@ -327,19 +333,27 @@ class Memberlist:
         try:
             messages, faults = self._codec.open(data)
         except WireError as error:
-            self._drop("packet", source, error)
+            self.drop("packet", source, error)
             return
         for message in messages:
             self._handle(message, source)
         for fault in faults:
-            self._drop("message", source, fault)
+            self.drop("message", source, fault)
+
+    def packet_unsent(self, now: float, to: Address) -> None:
+        """A datagram could not be sent there: a ping that waits for its ack waits in vain."""
+        self._now = now
+        probe = self._probe
+        if probe is not None and probe.peer.address == to and AckOverdue(probe.seq) in self._timers:
+            self._timers.cancel(AckOverdue(probe.seq))
+            self._ask_others(probe.seq)
 
     def stream_opened(self, now: float, peer: Address) -> StreamId:
         """A peer connected."""
         self._now = now
         stream = self._next_stream()
         if self._accepted >= STREAMS_ACCEPTED_MAX:
-            self._drop("stream", peer, f"{STREAMS_ACCEPTED_MAX} streams are open already")
+            self.drop("stream", peer, f"{STREAMS_ACCEPTED_MAX} streams are open already")
             self._effects.append(Close(stream))
             return stream
         self._accepted += 1
@@ -355,6 +369,7 @@ class Memberlist:
         exchange = self._streams.get(stream)
         if exchange is None:
             return
+        exchange.arrived += len(data)
         exchange.reader.feed(data)
         self._read(exchange)
 
@@ -468,6 +483,27 @@ class Memberlist:
         if held is None or due < held:
             self._timers.set(GossipDue(), max(due, self._now))
 
+    def drop(self, what: str, source: Address, why: object) -> None:
+        """Count what came in and is of no use, and say so, but not for every piece of a flood."""
+        self.dropped += 1
+        self._drops_untold += 1
+        if self._now - self._drop_told_at >= DROP_LOG_INTERVAL:
+            self._drop_told_at = self._now
+            more = f" ({self._drops_untold - 1} more before)" if self._drops_untold > 1 else ""
+            self._log.warning("Dropped a %s from %s: %s%s", what, source, why, more)
+            self._drops_untold = 0
+
+    def measure(self) -> None:
+        """Count the members in each state."""
+        counts = Counter(peer.state for peer in self.table)
+        for name, state in (
+            ("memberlist.node.instances.alive", State.ALIVE),
+            ("memberlist.node.instances.suspect", State.SUSPECT),
+            ("memberlist.node.instances.dead", State.DEAD),
+            ("memberlist.node.instances.left", State.LEFT),
+        ):
+            self._metrics.gauge(name, counts[state])
+
     @property
     def retransmit_limit(self) -> int:
         """How often one message is sent, by the cluster's size as it is now."""
@@ -495,9 +531,9 @@ class Memberlist:
                 # Of a packet its sender counts too, though it may only pass the news on.
                 refusal = self._allow_list.refusal(source.host)
                 if refusal is not None:
-                    self._drop("message", source, f"its sender {refusal}")
+                    self.drop("message", source, f"its sender {refusal}")
                 elif self._is_let_in(message, source):
-                    self._alive(message)
+                    self._alive(message, source)
             case Suspect():
                 self._suspect(message)
             case Dead():
@@ -517,16 +553,18 @@ class Memberlist:
             return True
         refusal = self._allow_list.refusal(rumour.addr)
         if refusal is not None:
-            self._drop("member", source, f"{rumour.node!r} at {refusal}")
+            self.drop("member", source, f"{rumour.node!r} at {refusal}")
         return refusal is None
 
-    def _alive(self, rumour: Alive) -> None:
+    def _alive(self, rumour: Alive, source: Address) -> None:
         if rumour.port == 0:
             rumour = rumour._replace(port=self._local.port)
         decision = self.table.alive(rumour, self._now, self._rng)
         match decision:
             case Ignored():
                 pass
+            case Refused(why):
+                self._refused(rumour, why, source)
             case Refute(incarnation):
                 self._refute(incarnation, f"an alive at {rumour.incarnation}")
             case Conflict(held, claim):
@@ -544,6 +582,9 @@ class Memberlist:
                     self._delegate.member_joined(peer)
                 elif updated:
                     self._delegate.member_updated(peer)
+
+    def _refused(self, rumour: Alive, why: str, source: Address) -> None:
+        self.drop("member", source, f"{rumour.node[:NAME_TOLD_MAX]!r}: {why}")
 
     def _suspect(self, rumour: Suspect) -> None:
         decision = self.table.suspect(rumour, self._now)
@@ -577,7 +618,7 @@ class Memberlist:
                 # one was known to be dead: it need not wait for its next state exchange.
                 claim = self._claims.pop(peer.name, None)
                 if claim is not None:
-                    self._alive(claim)
+                    self._alive(claim, socket_address(claim.addr, claim.port))
 
     def _refute(self, incarnation: int, what: str) -> None:
         alive = self.table.refute(incarnation)
@@ -628,9 +669,8 @@ class Memberlist:
         assert peer.state is State.SUSPECT
         suspicion = self._suspicions[name]
         self._log.info(
-            "%s failed: suspected for %.1f s, confirmed by %d others",
+            "Marking %s as failed, suspect timeout reached (%d peer confirmations)",
             name,
-            self._now - suspicion.started,
             suspicion.confirmations,
         )
         if not suspicion.is_confirmed:
@@ -691,7 +731,7 @@ class Memberlist:
             )
             self._end_probe(-1)
             return
-        self._log.debug("no answer from %s in %.1f s", peer.name, self._now - probe.started)
+        self._log.info("Suspect %s has failed, no acks received", peer.name)
         self._end_probe(probe.blame)
         self._suspect(Suspect(probe.incarnation, peer.name, self._local.name))
 
@@ -739,10 +779,10 @@ class Memberlist:
     def _relay_ping(self, request: IndirectPing, source: Address) -> None:
         asker = _reply_address(request, source)
         if asker is None or len(request.target) not in (4, 16):
-            self._drop("message", source, "indirect ping: an address has not 4 or 16 bytes")
+            self.drop("message", source, "indirect ping: an address has not 4 or 16 bytes")
             return
         if len(self._relays) >= RELAYS_MAX:
-            self._drop("message", source, f"{RELAYS_MAX} indirect pings are open already")
+            self.drop("message", source, f"{RELAYS_MAX} indirect pings are open already")
             return
         seq = self._next_seq()
         self._relays[seq] = RelayedPing(asker, request.seq, nack=request.nack)
@@ -787,15 +827,14 @@ class Memberlist:
         )
         budget = config.packet_size_max - 2 - self._codec.overhead
         for peer in peers:
-            parts = self._fill(budget)
-            if not parts:
-                break
-            self._send(parts, peer.address, crc=_takes_crc(peer), pack=True)
+            parts = self._fill(budget, peer.address)
+            if parts:
+                self._send(parts, peer.address, crc=_takes_crc(peer), pack=True)
         # With nobody to tell, wait for somebody to come.
         if peers:
             self.news()
 
-    def _fill(self, budget: int) -> list[bytes]:
+    def _fill(self, budget: int, to: Address) -> list[bytes]:
         """News for one packet of `budget` bytes; each counts as sent once (gossip.md 8.2).
 
         Membership and the layer above choose first by turns, so that neither starves the other;
@@ -803,32 +842,39 @@ class Memberlist:
         """
         self._others_first = not self._others_first
         room = PARTS_MAX - 1
+        present = self.table.present - 1
+        target = Target(to, present) if present <= SMALL else None
         if self._others_first:
-            others = self._take_others(budget, room)
+            others = self._take_others(budget, room, target)
             left = budget - sum(map(len, others)) - 2 * len(others)
-            return others + self._take_membership(left, room - len(others))
-        parts = self._take_membership(budget, room)
+            return others + self._take_membership(left, room - len(others), target)
+        parts = self._take_membership(budget, room, target)
         left = budget - sum(map(len, parts)) - 2 * len(parts)
-        return parts + self._take_others(left, room - len(parts))
+        return parts + self._take_others(left, room - len(parts), target)
 
-    def _take_membership(self, budget: int, count: int) -> list[bytes]:
+    def _take_membership(self, budget: int, count: int, target: Target | None) -> list[bytes]:
         if not len(self.queue):
             return []
-        limit = self.retransmit_limit
-        parts = self.queue.take(budget, overhead=2, transmits_max=limit, count=count)
+        parts = self.queue.take(
+            budget,
+            overhead=2,
+            transmits_max=self.retransmit_limit,
+            count=count,
+            target=target,
+        )
         self._settle()
         return parts
 
-    def _take_others(self, budget: int, count: int) -> list[bytes]:
+    def _take_others(self, budget: int, count: int, target: Target | None) -> list[bytes]:
         if budget <= 3 or not self._delegate.broadcasts_waiting():
             return []
-        messages = self._delegate.broadcasts(overhead=3, limit=budget, count=count)
+        messages = self._delegate.broadcasts(overhead=3, limit=budget, count=count, target=target)
         return [b"\x08" + message for message in messages]
 
     def _send_with_news(self, message: bytes, to: Address) -> None:
         if len(self.queue) or self._delegate.broadcasts_waiting():
             budget = self._config.packet_size_max - len(message) - 2 - self._codec.overhead
-            parts = self._fill(budget)
+            parts = self._fill(budget, to)
             if parts:
                 self._send((message, *parts), to, pack=True)
                 return
@@ -884,7 +930,9 @@ class Memberlist:
         self._write(stream, body, calling=True, key=key)
 
     def _own_state(self, *, join: bool) -> bytes:
-        return encode_push_pull(self.table.states(), self._delegate.local_state(), join=join)
+        state = encode_push_pull(self.table.states(), self._delegate.local_state(), join=join)
+        self._metrics.gauge("memberlist.size.local", len(state))
+        return state
 
     def _write(
         self, stream: StreamId, body: bytes, *, calling: bool, key: bytes | None = None
@@ -900,19 +948,19 @@ class Memberlist:
             if isinstance(exchange.purpose, Answering):
                 self._write(exchange.stream, encode(StreamError(str(error))), calling=False)
             self._close(exchange)
-            self._drop("stream", exchange.peer, error)
+            self.drop("stream", exchange.peer, error)
             self._failed(exchange, str(error))
             return
         except WireError as error:
             self._close(exchange)
-            self._drop("stream", exchange.peer, error)
+            self.drop("stream", exchange.peer, error)
             self._failed(exchange, str(error))
             return
         if exchange.reader.taken > STREAM_LARGE:
             taken = sum(other.reader.taken for other in self._streams.values())
             if taken > STREAMS_HELD_MAX:
                 self._close(exchange)
-                self._drop("stream", exchange.peer, f"all streams bring over {taken} bytes")
+                self.drop("stream", exchange.peer, f"all streams bring over {taken} bytes")
                 self._failed(exchange, "too much is being read already")
                 return
         for item in items:
@@ -982,6 +1030,7 @@ class Memberlist:
             # not cost the peer its answer (gossip.md 4.2).
             self._write(exchange.stream, self._own_state(join=exchange.head.join), calling=False)
         self._close(exchange)
+        self._metrics.sample("memberlist.size.remote", exchange.arrived)
         fault = self._states_misfit(exchange.states)
         if fault is not None or len(self._merges) >= MERGES_MAX:
             self._failed(exchange, fault or f"{MERGES_MAX} states wait to be merged already")
@@ -1044,24 +1093,26 @@ class Memberlist:
                 if not self._is_let_in(rumour, source):
                     return
                 if news:
-                    self._alive(rumour)
+                    self._alive(rumour, source)
                 else:
-                    self._alive_known_to_all(rumour)
+                    self._alive_known_to_all(rumour, source)
             case State.LEFT:
                 self._dead(Dead(s.incarnation, s.name, s.name))
             case _:
                 # The dead are only suspected: should they live, they can refute.
                 self._suspect(Suspect(s.incarnation, s.name, self._local.name))
 
-    def _alive_known_to_all(self, rumour: Alive) -> None:
+    def _alive_known_to_all(self, rumour: Alive, source: Address) -> None:
         peer = self.table.get(rumour.node)
         if peer is None:
             decision = self.table.alive(rumour, self._now, self._rng)
             if isinstance(decision, Revived):
                 self._metrics.count("memberlist.msg.alive")
                 self._delegate.member_joined(decision.peer)
+            elif isinstance(decision, Refused):
+                self._refused(rumour, decision.why, source)
         else:
-            self._alive(rumour)
+            self._alive(rumour, source)
 
     def _failed(self, exchange: Exchange, why: str) -> None:
         """A stream this node opened brought nothing; one of a peer's needs no more."""
@@ -1095,16 +1146,6 @@ class Memberlist:
     def _next_stream(self) -> StreamId:
         self._stream_count += 1
         return self._stream_count
-
-    def _drop(self, what: str, source: Address, why: object) -> None:
-        """Count what is not understood, and say so, but not for every piece of a flood."""
-        self.dropped += 1
-        self._drops_untold += 1
-        if self._now - self._drop_told_at >= DROP_LOG_INTERVAL:
-            self._drop_told_at = self._now
-            more = f" ({self._drops_untold - 1} more before)" if self._drops_untold > 1 else ""
-            self._log.warning("Dropped a %s from %s: %s%s", what, source, why, more)
-            self._drops_untold = 0
 
 
 def _takes_crc(peer: Peer) -> bool:

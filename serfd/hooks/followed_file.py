@@ -179,7 +179,9 @@ class FollowedFile:
 
     def _went_wrong(self, failure: Failure) -> None:
         if not failure.check(CancelledError):
-            self._agent.logger.error("%s: %s", self._settings.target, failure.getTraceback())
+            self._agent.logger.error(
+                "Keeping %s up to date failed", self._settings.target, extra={"details": failure}
+            )
 
     def _done(self, _: None) -> None:
         self._work = None
@@ -283,10 +285,10 @@ class FollowedFile:
         if failure.check(CancelledError):
             failure.raiseException()
         is_known = failure.check(CannotMake, OSError)
-        text = str(failure.value) if is_known else failure.getTraceback()
         self._agent.logger.error(
             "%s stays as it is, next try in %g s at the latest: %s",
-            self._settings.target, RETRY, text,
+            self._settings.target, RETRY, failure.getErrorMessage(),
+            extra={} if is_known else {"details": failure},
         )  # fmt: skip
         self._agent.metrics.count("failures")
         return RETRY

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from twisted.internet.defer import Deferred, DeferredLock, gatherResults, succeed
 from twisted.internet.interfaces import IDelayedCall, IReactorTime
 from twisted.internet.task import deferLater
+from twisted.python.failure import Failure
 
 from serfd.agent import Agent, PluginStats
 from serfd.config import Seconds
@@ -131,11 +132,7 @@ class PluginHost:
 
     def kept(self) -> list[LoadedPlugin]:
         """Those that a reload may leave as they are: all but the failed, which get a new try."""
-        return [
-            hosted.loaded
-            for hosted in self._hosted.values()
-            if hosted.state is not PluginState.FAILED
-        ]
+        return [hosted.loaded for hosted in self._hosted.values() if not hosted.has_failed]
 
     def stats(self) -> list[PluginStats]:
         """Each plugin's numbers, in the order of the configuration."""
@@ -164,7 +161,7 @@ class PluginHost:
             return
         self._asking += 1
         _ = Deferred.fromCoroutine(self._ask(query)).addErrback(
-            lambda failure: log.error("queries: %s", failure.getTraceback())
+            lambda failure: log.error("Asking plugins failed", extra={"details": failure})
         )
 
     async def _ask(self, query: Query) -> None:
@@ -352,6 +349,8 @@ class _Hosted:
         """Whether `start` or an event's hook is under way: the next event waits for its end."""
         self._reload: tuple[LoadedPlugin, Deferred[None]] | None = None
         """New settings, to be told before the next event."""
+        self._reload_failed = False
+        """Whether it may have other settings than it should, or some of both."""
         self._under_way: dict[Deferred[_Ended], Callable[[], None]] = {}
         """What ends each hook under way, those for queries included."""
         self._is_leaving = False
@@ -484,10 +483,15 @@ class _Hosted:
         is_due = self._turn is not None and self.state is PluginState.RUNNING
         return is_due or bool(self._under_way)
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether it could not start, or not take its settings: only a new one can help."""
+        return self.state is PluginState.FAILED or self._reload_failed
+
     def stats(self) -> PluginStats:
         """Its numbers now."""
         failing = max(self._events.length, self._queries.length) >= FAILURES_MAX
-        failing |= self.state is PluginState.FAILED
+        failing |= self.has_failed
         return PluginStats(
             name=self.loaded.name,
             state="failing" if failing else self.state.value,
@@ -594,9 +598,13 @@ class _Hosted:
         self._check_drained()
 
     def _reloaded(self, ended: _Ended) -> None:
-        if not ended.well:
+        if ended.well:
+            log.info("plugin %s: has taken its new settings", self.loaded.name)
+        else:
+            self._reload_failed = True
             log.error(
-                "plugin %s: did not take its new settings, it may use the old ones",
+                "plugin %s: did not take its new settings, it may use the old ones; the next "
+                "reload builds it anew",
                 self.loaded.name,
             )
         self._is_busy = False
@@ -694,17 +702,20 @@ class _Hosted:
             )
             # First the end, then the cancelling: a hook that resists it holds up nothing.
             finish(_Ended(well=False, in_time=False))
-            try:
-                running.cancel()
-            except Exception:
-                log.exception("plugin %s: cancelling %s failed", self.loaded.name, occasion)
+            running.cancel()
+
+        def not_cancelled(failure: Failure) -> None:
+            log.error(
+                "plugin %s: cancelling %s failed",
+                self.loaded.name, occasion, extra={"details": failure},
+            )  # fmt: skip
 
         self._under_way[over] = end_call
         timer = self.clock.callLater(limit, end_call)
         running = Deferred.fromCoroutine(
             self._timed(self._rest_of(result, occasion, over), occasion)
         )
-        _ = running.addCallback(finish)
+        _ = running.addCallbacks(finish, not_cancelled)
         return over
 
     async def _rest_of(
@@ -733,7 +744,8 @@ class _Hosted:
             log.warning(
                 "plugin %s: %s blocked the daemon for %d ms; blocking work belongs in "
                 "agent.in_thread()%s",
-                self.loaded.name, occasion, took * 1000, place and f". It was here:\n{place}",
+                self.loaded.name, occasion, took * 1000, place and ". It was here:",
+                extra={"details": place},
             )  # fmt: skip
 
     def _failed(self, why: str) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import msgspec
 from msgspec import Struct
@@ -379,7 +379,7 @@ def _build(prepared: _Prepared, node: Agent, state_root: Path | None) -> LoadedP
     given = (prepared.settings,) if prepared.settings is not None else ()
     plugin: object = _run_foreign(
         lambda: prepared.make(agent, *given),
-        f"plugin {found.name!r} could not be built",
+        f"plugin {found.name!r} could not be built from [plugins.{found.name}]",
         path,
     )
     manager = _manager()
@@ -479,8 +479,10 @@ def _settings(name: str, make: type, table: Mapping[str, Any]) -> Struct | None:
     kind = getattr(make, "Settings", None)
     if kind is None:
         if table:
+            key = next(iter(table))
             raise ConfigError(
-                f"plugin {name!r}: takes no settings, found {next(iter(table))!r} in {section}"
+                f"plugin {name!r}: takes no settings, found {key!r} in {section}"
+                f"{_hint(key, HOST_KEYS)}"
             )
         return None
     if not (isinstance(kind, type) and issubclass(kind, Struct)):
@@ -495,14 +497,29 @@ def _settings(name: str, make: type, table: Mapping[str, Any]) -> Struct | None:
     for key in table:
         if key not in known:
             raise ConfigError(
-                f"plugin {name!r}: unknown key {key!r} in {section}{_hint(key, known)}"
+                f"plugin {name!r}: unknown key {key!r} in {section}"
+                f"{_hint(key, (*known, *HOST_KEYS))}"
             )
     try:
+        _check_defaults(kind)
         return msgspec.convert(table, kind, dec_hook=_seconds)
     except msgspec.ValidationError as error:
         raise ConfigError(f"plugin {name!r}: {_explain(str(error), section, table)}") from None
-    except (TypeError, NameError, NotImplementedError) as error:
+    except ConfigError as error:
+        raise ConfigError(f"plugin {name!r}: {error}") from None
+    except (TypeError, ValueError, NameError, NotImplementedError) as error:
         raise ConfigError(f"plugin {name!r}: Plugin.Settings is wrong: {error}") from None
+
+
+def _check_defaults(kind: type[Struct]) -> None:
+    """Refuse a text where a duration belongs: msgspec takes defaults as they are."""
+    for setting in msgspec.structs.fields(kind):
+        if isinstance(setting.default, str) and Seconds in (setting.type, *get_args(setting.type)):
+            seconds = parse_duration(setting.default)
+            raise TypeError(
+                f"the default of {setting.name!r} is the text {setting.default!r}, expected "
+                f"Seconds({seconds:g})"
+            )
 
 
 def _seconds(kind: type, value: object) -> Seconds:
@@ -548,6 +565,9 @@ def _run_foreign(call: Callable[[], T], what: str, path: Path | None) -> T:
     """Run a plugin's own code. Raises ConfigError with `what`, the file, line and exception."""
     try:
         return call()
+    except ConfigError as error:
+        # Written for the operator, to whom the place in the code says nothing.
+        raise ConfigError(f"{what}: {error}") from error
     # SystemExit: a file that calls sys.exit() must not end a running daemon at its reload.
     except (Exception, SystemExit) as error:
         frames = traceback.extract_tb(error.__traceback__)

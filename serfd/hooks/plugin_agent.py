@@ -73,8 +73,8 @@ class _Calls:
 class PluginAgent:
     """The node, as one plugin sees it; `serfd.hooks.Agent`.
 
-    All results are plain values or Deferreds, which a coroutine awaits. What cannot be done fails
-    with CommandError.
+    All results are plain values or Deferreds, which a coroutine awaits. What the cluster refuses
+    fails with CommandError, a value that cannot be, at once, with ValueError.
     """
 
     def __init__(self, agent: Agent, plugin: str, state_root: Path | None) -> None:
@@ -239,7 +239,7 @@ class PluginAgent:
         `env`: its environment; None: the daemon's, without what systemd tells that one. After
         `timeout` seconds the whole group gets SIGTERM, and SIGKILL 5 s later. `output_max` is
         in bytes, for the end of stdout and of stderr each. Fails with OSError if it cannot be
-        started.
+        started: FileNotFoundError if it is not there, PermissionError if it is not executable.
         """
         return self._agent.run(
             argv,

@@ -124,9 +124,9 @@ class Driver:
         self._cuts.clear()
         if self._snapshot is not None:
             self._snapshot.close()
-        for deferred in list(self._waiting.values()):
+        while self._waiting:
+            deferred = self._waiting.pop(next(iter(self._waiting)))
             deferred.errback(CommandError("the agent is shutting down"))
-        self._waiting.clear()
 
     def run(
         self,
@@ -134,8 +134,18 @@ class Driver:
         *args: P.args,
         **kwargs: P.kwargs,
     ) -> "Deferred[T]":
-        """Ask the node something; fires with the result, or with a CommandError."""
-        deferred: Deferred[T] = Deferred()
+        """Ask the node something; fires with the result, or with a CommandError.
+
+        Who cancels it hears no more of it: a query ends then, all else is done nevertheless.
+        """
+
+        def forget(_: Deferred[T]) -> None:
+            assert command is not None  # or it had failed already
+            del self._waiting[command]
+            self._answered.pop(command, None)
+            self._feed(self._node.forget, command)
+
+        deferred: Deferred[T] = Deferred(forget)
         if self._is_stopped:
             deferred.errback(CommandError("the agent is shutting down"))
             return deferred
@@ -264,6 +274,7 @@ class Driver:
             # One address that cannot be reached must not stop a round of gossip.
             self.send_errors += 1
             _log.debug("cannot send %d bytes to %s: %s", len(data), to, error)
+            self._feed(self._node.packet_unsent, to)
 
     def _finish(self, command: Command[Any], result: Any) -> None:
         self._answered.pop(command, None)

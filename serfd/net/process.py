@@ -1,8 +1,10 @@
 """Runs a program in a process group of its own: its input, its last output, its end in time."""
 
+import errno
 import logging
 import os
 import re
+import shutil
 import signal
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -90,12 +92,15 @@ def run_process(
     After `timeout` seconds its whole process group gets SIGTERM, and SIGKILL 5 s later; so it does
     when the Deferred is cancelled. `output_max` is in bytes, for stdout and stderr each.
 
-    Fails with OSError if it cannot be started, with ValueError for a NUL byte in an argument or in
-    the environment. A program that does not exist ends with status 127, as in a shell.
+    Fails with OSError if it cannot be started: FileNotFoundError or PermissionError, which name it,
+    for one that is not there, in `env`'s PATH, or not executable. Fails with ValueError for a NUL
+    byte in an argument or in the environment. A script whose interpreter is missing ends with
+    status 127, as in a shell.
     """
     assert output_max > 0
     run = _Run(reactor, timeout=timeout, output_max=output_max)
     try:
+        _find(argv, env.get("PATH", os.defpath))
         # A file and not a pipe: nothing has to be written later, and a program that does not read
         # its input holds nothing up.
         source = os.memfd_create("stdin")
@@ -116,6 +121,15 @@ def run_process(
     except (OSError, ValueError):
         return fail()
     return run.result
+
+
+def _find(argv: Sequence[str], path: str) -> None:
+    """Raises OSError if there is no such program: setsid could only write that to stderr."""
+    program = argv[0] if argv else ""
+    if shutil.which(program, path=path) is None:
+        is_there = shutil.which(program, os.F_OK, path) or os.path.isdir(program)
+        number = errno.EACCES if is_there else errno.ENOENT
+        raise OSError(number, os.strerror(number), program)
 
 
 def inherited_environment() -> dict[str, str]:

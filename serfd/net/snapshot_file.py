@@ -337,4 +337,4 @@ def _reason(error: OSError) -> str:
 
 
 def _tell_of_mistake(failure: Failure) -> None:
-    _log.error("A snapshot was not replaced: %s", failure.getTraceback())
+    _log.error("A snapshot was not replaced", extra={"details": failure})

@@ -6,11 +6,15 @@ import os
 import socket
 import stat
 
+from serfd.config import split_service
+from serfd.effects import Address
 from serfd.errors import ConfigError
 
 RECEIVE_BUFFER = 2 << 20
 """Bytes asked for; the system's default holds about 90 gossip packets."""
 BACKLOG = 512
+ANYWHERE = "0.0.0.0"
+"""All addresses of this host, IPv6 ones too where the system has them, as real agents have it."""
 _TRIES = 10
 
 
@@ -98,24 +102,55 @@ def find_group(name: str) -> int:
         ) from None
 
 
-def resolve_host(key: str, host: str) -> str:
-    """The first address of a host name, as text; addresses stay. Raises ConfigError."""
+def resolve_address(key: str, text: str, *, default_port: int) -> tuple[str, int]:
+    """The IP address and the port that a setting means, whose hosts and ports may be names.
+
+    No host is 0.0.0.0. Raises ConfigError.
+    """
+    host, port = split_service(text, key=key)
+    return _resolve_host(key, host or ANYWHERE), _resolve_port(key, port or str(default_port))
+
+
+def peer_address(host: str, port: int) -> Address:
+    """Where a peer is, by what a socket says: one of both families shows IPv4 in IPv6's form."""
+    return Address(host.removeprefix("::ffff:") if "." in host else host, port)
+
+
+def _resolve_host(key: str, host: str) -> str:
+    """The first address of a host name; addresses stay."""
     try:
         return str(socket.getaddrinfo(host, None)[0][4][0])
     except OSError as error:
-        raise ConfigError(f"{key}: cannot resolve {host!r}: {error.strerror}") from None
+        why = error.strerror
+    except UnicodeError:
+        why = "it can be nobody's name"
+    raise ConfigError(f"{key}: cannot resolve {host!r}: {why}")
+
+
+def _resolve_port(key: str, port: str) -> int:
+    """The number of a service, as getent(1) has it; numbers stay."""
+    if port.isascii() and port.isdigit():
+        return int(port)
+    try:
+        return socket.getservbyname(port.lower(), "tcp")
+    except (OSError, UnicodeError):
+        raise ConfigError(
+            f"{key}: {port!r} is not a port, 0 to 65535, and no service that this machine knows; "
+            "`getent services` lists those"
+        ) from None
 
 
 def _bind(key: str, host: str, port: int, kind: socket.SocketKind) -> socket.socket:
-    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    is_dual = host == "::" or (host == ANYWHERE and socket.has_dualstack_ipv6())
+    family = socket.AF_INET6 if is_dual or ":" in host else socket.AF_INET
     bound = socket.socket(family, kind)
     try:
         if kind == socket.SOCK_STREAM:
             bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        if host == "::":
+        if is_dual:
             bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 0)
         bound.settimeout(0)
-        bound.bind((host, port))
+        bound.bind(("::" if is_dual else host, port))
         if kind == socket.SOCK_STREAM:
             bound.listen(BACKLOG)
     except OSError as error:

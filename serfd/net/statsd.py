@@ -431,4 +431,4 @@ def _line(name: str, value: float, kind: str) -> bytes:
 
 
 def _tell_of_mistake(failure: Failure) -> None:
-    _log.error("Metrics are not sent any more: %s", failure.getTraceback())
+    _log.error("Metrics are not sent any more", extra={"details": failure})

@@ -12,6 +12,7 @@ from twisted.internet.tcp import Connection
 from twisted.python.failure import Failure
 
 from serfd.effects import Address, StreamId
+from serfd.net.sockets import peer_address
 
 if TYPE_CHECKING:
     from twisted.internet.interfaces import IConnector
@@ -43,7 +44,7 @@ class PacketProtocol(DatagramProtocol):
         self._listener = listener
 
     def datagramReceived(self, datagram: bytes, addr: tuple[str, int]) -> None:
-        self._listener.packet_received(datagram, Address(addr[0], addr[1]))
+        self._listener.packet_received(datagram, peer_address(addr[0], addr[1]))
 
 
 class StreamProtocol(StreamBase):
@@ -80,7 +81,7 @@ class StreamProtocol(StreamBase):
         self.transport.setTcpNoDelay(True)
         if self._stream is None:
             peer = self.transport.getPeer()
-            self._stream = self._listener.stream_accepted(self, Address(peer.host, peer.port))
+            self._stream = self._listener.stream_accepted(self, peer_address(peer.host, peer.port))
         for data in self._unsent:
             self.transport.write(data)
         self._unsent.clear()

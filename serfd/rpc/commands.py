@@ -38,10 +38,12 @@ from serfd.serf.keys import INSTALL, LIST, REMOVE, USE
 from serfd.serf.patterns import PatternTooLong, matcher
 from serfd.serf.queries import QueryAnswer, QueryParams
 
-log = logging.getLogger("serfd.rpc")
+log = logging.getLogger("serfd.agent.ipc")
 
 IPC_VERSION: Final = 1
 TAG_FILTERS_MAX: Final = 32
+EVENT_FILTERS_MAX: Final = 256
+"""Parts of one stream's type."""
 VALUES_KEPT: Final = 256
 """Values of a tag for which it is kept whether they match, during one request."""
 MEMBERS_PER_TURN: Final = 1024
@@ -67,9 +69,14 @@ class EventFilter:
     def __init__(self, wanted: str) -> None:
         """From a comma list like `member-join,user:deploy`; empty is all.
 
-        Raises CommandError if a part of it is nothing that can be asked for.
+        Raises CommandError if a part of it is nothing that can be asked for, or if they are many.
         """
-        self._names = frozenset(_filter_name(part) for part in (wanted or "*").split(","))
+        parts = (wanted or "*").split(",")
+        if len(parts) > EVENT_FILTERS_MAX:
+            raise CommandError(
+                f"{len(parts)} event filters, at most {EVENT_FILTERS_MAX} are possible"
+            )
+        self._names = frozenset(map(_filter_name, parts))
 
     def matches(self, event: Event) -> bool:
         """Whether the stream gets this event."""
@@ -91,8 +98,8 @@ class AnswerRecords(Protocol):
     def send(self, body: bytes) -> None:
         """Send an answer."""
 
-    def finish(self) -> None:
-        """There are no more answers: say so, but not at once."""
+    def end_with(self, query: "Deferred[Any]") -> None:
+        """When it fires there are no more answers; if the client goes before, it is cancelled."""
 
     def end(self) -> None:
         """There are no more records at all."""
@@ -174,6 +181,7 @@ async def join(session: Session, addresses: list[str], replay: bool) -> Body:  #
 
 async def leave(session: Session) -> None:
     """Leave the cluster, tell the client, then stop the daemon."""
+    log.info("Graceful leave triggered")
     await session.agent.leave()
     session.after_reply(session.agent.shut_down)
 
@@ -222,8 +230,8 @@ async def query(
     except BaseException:
         records.end()
         raise
-    # From now on it can only fail because the daemon stops.
-    _ = over.addBoth(lambda _: records.finish())
+    # From now on it can only fail because the daemon stops or the client goes.
+    records.end_with(over)
 
 
 async def respond(session: Session, number: int, payload: bytes) -> None:

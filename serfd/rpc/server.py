@@ -28,15 +28,15 @@ from twisted.python.failure import Failure
 from zope.interface import implementer
 
 from serfd.agent import Agent
-from serfd.effects import Address
 from serfd.errors import CommandError
 from serfd.logs import LogRing
+from serfd.net.sockets import peer_address
 from serfd.rpc import messages
 from serfd.rpc.commands import COMMANDS, Body, Command, EventFilter, Incomplete, Stage
 from serfd.rpc.messages import UNDECODABLE, BadRequest, Header, PackedMembers
 from serfd.serf.events import Event, Query
 
-log = logging.getLogger("serfd.rpc")
+log = logging.getLogger("serfd.agent.ipc")
 
 CLIENTS_MAX: Final = 256
 HANDSHAKE_TIME_MAX: Final = 30.0
@@ -164,6 +164,8 @@ class Records:
         self.ended = False
         self.detach: Callable[[], object] | None = None
         """Ends their source; of streams and monitors None before the reply is out."""
+        self._query: Deferred[Any] | None = None
+        """Brings the answers."""
         self._last_word: IDelayedCall | None = None
         self._connection = connection
 
@@ -179,8 +181,16 @@ class Records:
         else:
             self.send(messages.query_body(number, rest))
 
-    def finish(self) -> None:
-        """Tell the end of a query, some time after its last answer; it is never dropped."""
+    def end_with(self, query: Deferred[Any]) -> None:
+        """Tell the end of a query, some time after its last answer; it is never dropped.
+
+        Nobody else waits for it: if the client goes before, it is cancelled.
+        """
+        self._query = query.addBoth(self._query_over)
+        if self.ended:
+            query.cancel()
+
+    def _query_over(self, _: object) -> None:
         if not self.ended:
             self._last_word = self._connection.later(LAST_WORD_DELAY, self._say_last_word)
 
@@ -193,6 +203,8 @@ class Records:
         self.ended = True
         if self._last_word is not None:
             self._last_word.cancel()
+        if self._query is not None:
+            self._query.cancel()
         if self.detach is not None:
             self.detach()
         if self.dropped:
@@ -560,7 +572,7 @@ class RpcConnection(Protocol):
         self.hang_up()
 
     def _serving_failed(self, failure: Failure) -> None:
-        log.error("Serving %s failed\n%s", self.peer, failure.getTraceback())
+        log.error("Serving %s failed", self.peer, extra={"details": failure})
         self.hang_up()
 
     def _handshake_overdue(self) -> None:
@@ -603,7 +615,7 @@ def _packed(body: Body | None) -> bytes:
 def _peer(addr: Any) -> str:
     if isinstance(addr, UNIXAddress):
         return "a process of this machine"
-    return str(Address(addr.host, addr.port))
+    return str(peer_address(addr.host, addr.port))
 
 
 def _process(transport: Any) -> str:

@@ -14,6 +14,7 @@ from serfd.serf.lamport import LamportClock, RecentRing
 from serfd.serf.members import tags_of
 from serfd.serf.queries import (
     INTERNAL,
+    PING,
     QUERIES_OPEN_MAX,
     HeardQuery,
     OpenQuery,
@@ -27,7 +28,7 @@ from serfd.timers import Timers
 from serfd.wire.serf_messages import IS_ACK, WANTS_ACK, QueryMessage, QueryResponse, Relay, encode
 
 QUERY_TIMEOUT_MAX = 86_400.0
-"""Seconds; a longer wait of a stranger is cut to it."""
+"""Seconds; a longer wait, of a stranger or of the node's owner, is cut to it."""
 QUERY_PROTOCOL_MIN = 4
 """Serf's protocol that has queries."""
 RELAY_PROTOCOL_MIN = 5
@@ -71,15 +72,15 @@ class UserAsker:
 
     def __init__(self, common: Common, command: Command[QueryDone]) -> None:
         self._common = common
-        self._command = command
+        self.command = command
 
     def answered(self, answer: QueryAnswer) -> None:
         """Hand it on."""
-        self._common.effects.append(Answer(self._command, answer))
+        self._common.effects.append(Answer(self.command, answer))
 
     def over(self, done: QueryDone) -> None:
         """Tell how many there were."""
-        self._common.finish(self._command, done)
+        self._common.finish(self.command, done)
 
 
 class Queries:
@@ -125,7 +126,7 @@ class Queries:
             raise CommandError("Feature not supported")
         if len(self._asked) >= QUERIES_OPEN_MAX:
             raise CommandError(f"{QUERIES_OPEN_MAX} queries are open already; try later")
-        timeout = params.timeout or self.default_timeout
+        timeout = min(params.timeout or self.default_timeout, QUERY_TIMEOUT_MAX)
         local = memberlist.local
         message = QueryMessage(
             ltime=self.clock.time,
@@ -143,8 +144,14 @@ class Queries:
         encoded = encode(message)
         if len(encoded) > config.query_size_limit:
             raise CommandError(f"query exceeds limit of {config.query_size_limit} bytes")
+        if len(encoded) > memberlist.message_max:
+            fits = memberlist.message_max
+            raise CommandError(f"query exceeds limit of {fits} bytes: it fits no packet")
         audience = self._audience(message.filters)
-        self._asked[message.ltime] = OpenQuery(message.ltime, message.id, params, audience)
+        assert message.ltime not in self._asked  # the clock only goes forward
+        self._asked[message.ltime] = OpenQuery(
+            message.ltime, message.id, params, audience, acks_suffice=name == PING
+        )
         self._askers[message.ltime] = asker
         self._timers.set(QueryOver(message.ltime), self._common.now + max(0.0, timeout))
         self.heard(message)
@@ -177,6 +184,17 @@ class Queries:
         self._timers.cancel(QueryOver(ltime))
         asked = self._asked.pop(ltime)
         self._askers.pop(ltime).over(asked.done)
+
+    def forget(self, command: Command[QueryDone]) -> None:
+        """Nobody wants to know any more what comes of a query that was asked by this command."""
+        for ltime, asker in self._askers.items():
+            if isinstance(asker, UserAsker) and asker.command is command:
+                del self._askers[ltime]
+                number = self._asked.pop(ltime).id
+                self._timers.cancel(QueryOver(ltime))
+                if self._heard.pop((ltime, number), None) is not None:
+                    self._timers.cancel(HeardOver(ltime, number))
+                return
 
     def member_gone(self, name: str) -> None:
         """A member left or failed: nobody waits for its answers."""

@@ -20,6 +20,8 @@ NO_KEYRING = "No keyring to modify (encryption not enabled)"
 NO_KEYS = "Keyring is empty (encryption not enabled)"
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/"
 _PAD, _NEWLINES = ord("="), b"\r\n"
+KEYS_MAX = 64
+"""Keys of a ring that peers may add to; a cluster that changes its key has two or three."""
 TRUNCATED = 40
 """A list too long for a packet is cut to at most so many keys."""
 
@@ -54,6 +56,8 @@ def answer(query: str, payload: bytes, keyring: Keyring) -> KeyResponse:
         return _refused("")
     try:
         if query == INSTALL:
+            if len(keyring) >= KEYS_MAX and request.key not in keyring.keys:
+                return _refused(f"the keyring holds {KEYS_MAX} keys, no more may be installed")
             keyring.add(request.key)
         elif query == USE:
             keyring.use(request.key)

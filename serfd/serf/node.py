@@ -7,19 +7,25 @@ done goes out as effects (see `serfd.effects`). Serf's layer is here (serf.md); 
 import logging
 import math
 from collections import Counter
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from random import Random
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, TypeVar
 
 from serfd.config import Config, parse_networks
 from serfd.effects import Address, Command, Effect, Emit, NonceSource, Stop, StreamId
 from serfd.errors import CommandError, WireError
 from serfd.gossip.allow_list import AllowList
-from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
+from serfd.gossip.broadcasts import BroadcastQueue, Target, retransmit_limit
 from serfd.gossip.exchange import JoinRun
-from serfd.gossip.member_table import PROTOCOL, PROTOCOL_MAX, PROTOCOL_MIN, Peer
+from serfd.gossip.member_table import (
+    META_SIZE_MAX,
+    PROTOCOL,
+    PROTOCOL_MAX,
+    PROTOCOL_MIN,
+    Peer,
+)
 from serfd.gossip.memberlist import Memberlist
 from serfd.metrics import Metrics
 from serfd.serf import names
@@ -45,7 +51,7 @@ from serfd.serf.keys import KEY_QUERIES, KeyResult
 from serfd.serf.lamport import LamportClock
 from serfd.serf.members import Record
 from serfd.serf.memory import Memory
-from serfd.serf.queries import HeardQuery, QueryDone, QueryParams, check_name
+from serfd.serf.queries import PING, HeardQuery, QueryDone, QueryParams, check_name
 from serfd.serf.reconnecting import ReconnectDue, Reconnecting
 from serfd.serf.user_events import EventsDue, Hearing, MissingOverdue, Telling
 from serfd.timers import Timers
@@ -59,6 +65,7 @@ from serfd.wire.serf_messages import (
     QueryMessage,
     QueryResponse,
     Relay,
+    SerfMessage,
     UserEventMessage,
     decode,
     encode,
@@ -66,10 +73,10 @@ from serfd.wire.serf_messages import (
 )
 from serfd.wire.swim_messages import Alive
 
+T = TypeVar("T")
+
 SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX = 2, 5
 """Serf's protocol versions that are understood (serf.md 4)."""
-TAGS_SIZE_MAX = 512
-"""Bytes of encoded tags that a node may announce (serf.md 3)."""
 REAP_INTERVAL = 15.0
 FLAP_TIME = 60.0
 """Seconds in which a failed member that comes back is called unsteady (serf.md 6)."""
@@ -81,6 +88,8 @@ TRACE = 5
 """The log level below DEBUG."""
 QUEUE_MAX = 4096
 """Messages waiting in each of Serf's queues at most (serf.md 16)."""
+QUEUE_DEPTH_WARNING = 128
+"""So many messages waiting in a queue are worth a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -245,6 +254,7 @@ class Node:
         refusal = allow_list.refusal(addr)
         if refusal is not None:
             log.warning("This node's address %s: who has that list leaves it out", refusal)
+        self._broadcast_timeout = max(config.broadcast_timeout, BROADCAST_TIMEOUT_MIN)
         protocol = (PROTOCOL_MIN, PROTOCOL_MAX, PROTOCOL)
         serf_protocol = (SERF_PROTOCOL_MIN, SERF_PROTOCOL_MAX, config.protocol)
         self._memberlist = self._common.memberlist = Memberlist(
@@ -255,7 +265,7 @@ class Node:
             versions=bytes((*protocol, *serf_protocol)),
             envelope=envelope,
             allow_list=allow_list,
-            broadcast_timeout=max(config.broadcast_timeout, BROADCAST_TIMEOUT_MIN),
+            broadcast_timeout=self._broadcast_timeout,
             delegate=self,
             effects=self._effects,
             now=now,
@@ -270,6 +280,8 @@ class Node:
         self._events = BroadcastQueue(size_max=QUEUE_MAX, message_max=message_max)
         # The first of them is the last to get room in the next packet (`broadcasts`).
         self._queues = (self._intents, self._queries, self._events)
+        self._losses_told: Counter[str] = Counter()
+        """By queue, how many of the messages that it dropped the log has told of."""
         if self._memory is not None:
             self._go_on_after(self._memory)
         self._memberlist.start(now)
@@ -281,6 +293,11 @@ class Node:
         """A datagram came in. Whatever a peer sends, this does not raise."""
         self._common.now = now
         self._memberlist.packet_received(now, data, source)
+
+    def packet_unsent(self, now: float, to: Address) -> None:
+        """The system refused to send a datagram there."""
+        self._common.now = now
+        self._memberlist.packet_unsent(now, to)
 
     def stream_opened(self, now: float, peer: Address) -> StreamId:
         """A peer connected; the number by which the stream goes from now on."""
@@ -411,6 +428,11 @@ class Node:
             self._common.finish(command, error)
         return command
 
+    def forget(self, now: float, command: Command[Any]) -> None:
+        """Nobody waits for this command any more: a query ends, all else goes on to its end."""
+        self._common.now = now
+        self._asking.forget(command)
+
     def respond(self, now: float, query: Query, payload: bytes) -> Command[None]:
         """Answer a query; once, and before its deadline."""
         self._common.now = now
@@ -532,6 +554,9 @@ class Node:
             "event_queue": str(len(self._events)),
             "query_queue": str(len(self._queries)),
             "gossip_queue": str(len(self._memberlist.queue)),
+            "dropped_broadcasts": str(
+                self._memberlist.queue.dropped + sum(queue.dropped for queue in self._queues)
+            ),
             "dropped_input": str(self._memberlist.dropped),
             "encrypted": "true" if self._keyring.keys else "false",
             "isolated": "true" if self._is_isolated else "false",
@@ -554,7 +579,9 @@ class Node:
         """Whether a queue holds a message that was sent fewer than `transmits` times."""
         return any(queue.has_news(transmits) for queue in self._queues)
 
-    def broadcasts(self, *, overhead: int, limit: int, count: int) -> list[bytes]:
+    def broadcasts(
+        self, *, overhead: int, limit: int, count: int, target: Target | None
+    ) -> list[bytes]:
         """Messages for one packet: of each queue first by turns, so that none starves."""
         taken: list[bytes] = []
         members = len(self._members)
@@ -567,6 +594,7 @@ class Node:
                     overhead=overhead,
                     transmits_max=transmits_max,
                     count=count - len(taken),
+                    target=target,
                 )
                 limit -= sum(map(len, some)) + overhead * len(some)
                 for message in some:
@@ -580,29 +608,9 @@ class Node:
         """A Serf message arrived."""
         self.metrics.sample("serf.msgs.received", len(payload))
         try:
-            message = decode(payload)
+            self._take_in(decode(payload), payload, source)
         except WireError as error:
-            self._log.warning("Dropped a message from %s: %s", source, error)
-            return
-        match message:
-            case LeaveIntent():
-                if self._leave_intent(message):
-                    self._queue(self._intents, payload)
-            case JoinIntent():
-                if self._join_intent(message):
-                    self._queue(self._intents, payload)
-            case UserEventMessage():
-                if self._user_event(message):
-                    self._queue(self._events, payload)
-            case QueryMessage():
-                if self._asking.heard(message) and not message.flags & NO_BROADCAST:
-                    self._queue(self._queries, payload)
-            case QueryResponse():
-                self._asking.response(message)
-            case Relay():
-                self._asking.relay(message, source)
-            case _:
-                self._log.debug("%s from %s is not for us", type(message).__name__, source)
+            self._memberlist.drop("message", source, error)
 
     def local_state(self) -> bytes:
         """What a push/pull tells of Serf's layer (serf.md 7)."""
@@ -627,28 +635,36 @@ class Node:
         if not isinstance(remote, PushPullState):
             self._log.error("Remote state of %s is a %s", source, type(remote).__name__)
             return
+
+        def take(step: Callable[[T], object], part: T) -> None:
+            try:
+                step(part)
+            except WireError as error:
+                self._memberlist.drop("part of a state", source, error)
+
         for clock, time in (
             (self._clock, remote.ltime),
             (self._hearing.clock, remote.event_ltime),
             (self._asking.clock, remote.query_ltime),
         ):
             if time > 0:
-                clock.witness(time - 1)
+                take(clock.witness, time - 1)
         gone = set(remote.left_members)
         for name in remote.left_members:
             # Who is present came back since, which the peer may not know yet; nothing would ever
             # correct it. Of strangers and of those who left already there is nothing to learn.
             if name in self._members.failed:
                 ltime = remote.status_ltimes.get(name, 0) + 1
-                self._leave_intent(LeaveIntent(ltime, name, prune=False))
+                take(self._leave_intent, LeaveIntent(ltime, name, prune=False))
         for name, ltime in remote.status_ltimes.items():
             if name not in gone:
-                self._join_intent(JoinIntent(ltime, name))
+                take(self._join_intent, JoinIntent(ltime, name))
         if join and self._joins_without_replay:
-            self._hearing.ignore_before(remote.event_ltime)
+            # No later than the clock: what it does not reach will not come.
+            self._hearing.ignore_before(min(remote.event_ltime, self._hearing.clock.time))
         for ltime, events in remote.events:
             for name, payload in events:
-                self._user_event(UserEventMessage(ltime, name, payload, coalesce=False))
+                take(self._user_event, UserEventMessage(ltime, name, payload, coalesce=False))
 
     def member_joined(self, peer: Peer) -> None:
         """Gossip found a member alive."""
@@ -790,6 +806,27 @@ class Node:
 
     # Steps.
 
+    def _take_in(self, message: SerfMessage, payload: bytes, source: Address) -> None:
+        match message:
+            case LeaveIntent():
+                if self._leave_intent(message):
+                    self._queue(self._intents, payload)
+            case JoinIntent():
+                if self._join_intent(message):
+                    self._queue(self._intents, payload)
+            case UserEventMessage():
+                if self._user_event(message):
+                    self._queue(self._events, payload)
+            case QueryMessage():
+                if self._asking.heard(message) and not message.flags & NO_BROADCAST:
+                    self._queue(self._queries, payload)
+            case QueryResponse():
+                self._asking.response(message)
+            case Relay():
+                self._asking.relay(message, source)
+            case _:
+                self._log.debug("%s from %s is not for us", type(message).__name__, source)
+
     def _leave_intent(self, intent: LeaveIntent) -> bool:
         """Whether it is news."""
         self._clock.witness(intent.ltime)
@@ -833,9 +870,15 @@ class Node:
         elif name == names.QUERY:
             whose = payload.decode("utf-8", "surrogateescape")
             if whose != self._common.name:
-                self._asking.answer(heard, encode(names.whois(self._members.get(whose))))
-        elif name != "_serf_ping":
+                self._tell_whois(heard, whose)
+        elif name != PING:
             self._log.warning("Unhandled internal query %r", name)
+
+    def _tell_whois(self, heard: HeardQuery, whose: str) -> None:
+        try:
+            self._asking.answer(heard, encode(names.whois(self._members.get(whose))))
+        except CommandError as error:
+            self._log.error("failed to respond to conflict query: %s", error)
 
     def _send_join_intent(self) -> None:
         intent = JoinIntent(self._clock.time, self._common.name)
@@ -871,7 +914,7 @@ class Node:
     def _prune(self, record: Record, ltime: int) -> None:
         """Forget a member for good; one that still seems alive may refute first (serf.md 6.4)."""
         if record.status is Status.LEAVING:
-            wait = self._config.broadcast_timeout + LEAVE_PROPAGATE_DELAY
+            wait = self._broadcast_timeout + LEAVE_PROPAGATE_DELAY
             self._timers.set(PruneDue(record.peer.name, ltime), self._common.now + wait)
         else:
             self._erase(record, "EventMemberReap (forced)")
@@ -883,7 +926,7 @@ class Node:
 
     def _reap(self) -> None:
         self._timers.set(ReapDue(), self._common.now + REAP_INTERVAL)
-        self._measure_queues()
+        self._measure()
         for record in self._members.reap(
             self._common.now,
             failed_after=self._config.reconnect_timeout,
@@ -894,14 +937,29 @@ class Node:
             if record.status is Status.FAILED:
                 self._reconnecting.forgotten(record)
 
-    def _measure_queues(self) -> None:
-        for name, queue in (
-            ("serf.queue.Intent", self._intents),
-            ("serf.queue.Event", self._events),
-            ("serf.queue.Query", self._queries),
-            ("memberlist.queue.broadcasts", self._memberlist.queue),
+    def _measure(self) -> None:
+        """Look how much waits and was lost in the queues (serf.md 16), and how many are there."""
+        for kind, name, queue in (
+            ("Intent", "serf.queue.Intent", self._intents),
+            ("Event", "serf.queue.Event", self._events),
+            ("Query", "serf.queue.Query", self._queries),
+            ("Membership", "memberlist.queue.broadcasts", self._memberlist.queue),
         ):
             self.metrics.sample(name, len(queue))
+            # With nobody there to tell, all that waits goes on waiting.
+            if len(queue) >= QUEUE_DEPTH_WARNING and self._memberlist.table.anyone_else:
+                self._log.warning("%s queue depth: %d", kind, len(queue))
+            lost = queue.dropped - self._losses_told[kind]
+            if lost:
+                self._losses_told[kind] += lost
+                self.metrics.count("serf.queue.dropped", lost)
+                self._log.warning(
+                    "%s queue dropped %d messages: too many waited, or they were too long for a "
+                    "packet",
+                    kind,
+                    lost,
+                )
+        self._memberlist.measure()
 
     def _count_join(self, peer: Peer) -> None:
         self.metrics.count("serf.member.join")
@@ -991,6 +1049,6 @@ class Node:
 
     def _encode_tags(self, tags: Mapping[str, str]) -> bytes:
         meta = encode_tags(tags, protocol=self._config.protocol)
-        if len(meta) > TAGS_SIZE_MAX:
-            raise CommandError(f"Encoded length of tags exceeds limit of {TAGS_SIZE_MAX} bytes")
+        if len(meta) > META_SIZE_MAX:
+            raise CommandError(f"Encoded length of tags exceeds limit of {META_SIZE_MAX} bytes")
         return meta

@@ -9,7 +9,7 @@ PATTERN_MAX = 1024
 MEMORY_MAX = 256 << 10
 """Bytes one compiled pattern may take; RE2 then matches slower, but in linear time."""
 KEPT_MAX = 64
-"""Compiled patterns that are kept for the next one who asks."""
+"""Patterns that are kept for the next one who asks: compiled, or why they are none."""
 
 
 class PatternTooLong(ValueError):
@@ -20,7 +20,7 @@ def matcher(pattern: str, *, whole: bool) -> Callable[[str], bool]:
     """What tells whether a text has the pattern in it; with `whole`, matches `^pattern$`.
 
     Go's agents do not put brackets around it: `a|b` is `^a|b$` then. Raises PatternTooLong, and
-    ValueError with RE2's reason for what is no pattern.
+    ValueError with RE2's reason for what is no pattern, which shows it as it was written.
     """
     if whole and pattern.replace("-", "").replace("_", "").isalnum():
         # Just a word, as in nearly every call: spares the daemon the 2.6 MB of RE2.
@@ -30,12 +30,16 @@ def matcher(pattern: str, *, whole: bool) -> Callable[[str], bool]:
         raise PatternTooLong(
             f"a regular expression of {len(encoded)} bytes, at most {PATTERN_MAX} are possible"
         )
-    search = _compiled(b"^" + encoded + b"$" if whole else encoded).search
+    compiled = _compiled(b"^" + encoded + b"$" if whole else encoded)
+    if isinstance(compiled, str):
+        raise ValueError(compiled.replace(f"^{pattern}$", pattern))
+    search = compiled.search
     return lambda value: search(value.encode("utf-8", "surrogateescape")) is not None
 
 
 @lru_cache(KEPT_MAX)
 def _compiled(pattern: bytes) -> Any:
+    """RE2's pattern; or as text why it is none: to find that out once more takes as long."""
     import re2  # imported by who needs it
 
     options = re2.Options()
@@ -46,4 +50,4 @@ def _compiled(pattern: bytes) -> Any:
         # Bytes, because a name from the network may hold some that are no UTF-8.
         return re2.compile(pattern, options)
     except re2.error as error:
-        raise ValueError(error.args[0].decode("utf-8", "replace")) from None
+        return error.args[0].decode("utf-8", "replace")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 from serfd.errors import CommandError, WireError
 from serfd.serf.events import Query
 from serfd.serf.patterns import matcher
-from serfd.wire.gomsgpack import pack, scalars, text, unpack
+from serfd.wire.gomsgpack import as_bytes, pack, scalars, text, unpack
 from serfd.wire.serf_messages import IS_ACK, QueryMessage, QueryResponse
 
 QUERIES_OPEN_MAX = 1024
@@ -18,8 +18,13 @@ ANSWERS_MAX = 100_000
 """Answers of one query that are kept apart."""
 FILTERS_MAX = 64
 """Filters of one query that are looked at; a query with more matches nobody."""
+PATTERNS_SIZE_MAX = 1024
+"""Bytes of all patterns of one query; a hostile pattern of that size takes some 25 ms to compile,
+and every node passes it on."""
 INTERNAL = "_serf_"
 """Names that begin so are Serf's own."""
+PING = "_serf_ping"
+"""Only acknowledged, never answered: it tells who is reached."""
 
 _BY_NODE, _BY_TAG = 0, 1
 
@@ -76,6 +81,7 @@ def is_meant(filters: Iterable[bytes], name: str, tags: Mapping[str, str]) -> bo
 
     Raises WireError for a filter that cannot be understood; it matches nobody.
     """
+    patterns_size = 0
     for count, one in enumerate(filters):
         if count >= FILTERS_MAX:
             raise WireError(f"query: more than {FILTERS_MAX} filters")
@@ -90,6 +96,9 @@ def is_meant(filters: Iterable[bytes], name: str, tags: Mapping[str, str]) -> bo
             fields = unpack(one[1:], "query: tag filter")
             tag = text(fields, "query: tag filter", b"Tag")
             pattern = text(fields, "query: tag filter", b"Expr")
+            patterns_size += len(as_bytes(pattern))
+            if patterns_size > PATTERNS_SIZE_MAX:
+                raise WireError(f"query: patterns of more than {PATTERNS_SIZE_MAX} bytes")
             try:
                 found = matcher(pattern, whole=False)
             except ValueError as error:
@@ -104,13 +113,27 @@ def is_meant(filters: Iterable[bytes], name: str, tags: Mapping[str, str]) -> bo
 class OpenQuery:
     """A query this node has asked, and who has answered so far (serf.md 11.7)."""
 
-    __slots__ = ("_acks", "_awaited", "_responses", "_wait_all", "_wants_ack", "id", "ltime")
+    __slots__ = (
+        "_acks", "_acks_suffice", "_awaited", "_responses", "_wait_all", "_wants_ack", "id", "ltime"
+    )  # fmt: skip
 
-    def __init__(self, ltime: int, number: int, params: QueryParams, audience: set[str]) -> None:
-        """`audience`: names of those who are known to be meant."""
+    def __init__(
+        self,
+        ltime: int,
+        number: int,
+        params: QueryParams,
+        audience: set[str],
+        *,
+        acks_suffice: bool = False,
+    ) -> None:
+        """`audience`: names of those who are known to be meant.
+
+        `acks_suffice`: nobody will respond, an acknowledgement is all that there is to come.
+        """
         self.ltime = ltime
         self.id = number
         self._wants_ack = params.want_ack
+        self._acks_suffice = acks_suffice and params.want_ack
         self._awaited = audience
         self._wait_all = params.wait_all
         self._acks: set[str] = set()
@@ -130,7 +153,7 @@ class OpenQuery:
         """Whether nobody is left who could say more: all that are meant have responded."""
         if self._wait_all or not self._awaited:
             return False
-        done = self._awaited <= self._responses
+        done = self._acks_suffice or self._awaited <= self._responses
         return done and (not self._wants_ack or self._awaited <= self._acks)
 
     def forget(self, name: str) -> None:
@@ -169,6 +192,6 @@ class HeardQuery:
 
 
 def check_name(name: str, payload: bytes) -> None:
-    """Refuse names that are Serf's own, but for a bare `_serf_ping`. Raises CommandError."""
-    if name.startswith(INTERNAL) and not (name == "_serf_ping" and not payload):
+    """Refuse names that are Serf's own, but for a bare ping. Raises CommandError."""
+    if name.startswith(INTERNAL) and not (name == PING and not payload):
         raise CommandError("Queries cannot contain the '_serf_' prefix")

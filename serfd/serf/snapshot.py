@@ -8,8 +8,8 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from serfd.gossip.member_table import MEMBERS_MAX
+from serfd.serf.lamport import LEAP_MAX
 from serfd.wire.gomsgpack import as_bytes
-from serfd.wire.serf_messages import LTIME_MAX
 
 COMPACTION_SIZE_MIN = 128 * 1024
 """Bytes up to which a snapshot may grow in any case."""
@@ -74,7 +74,7 @@ def replay(lines: Iterable[str], *, rejoin_after_leave: bool) -> Remembered:
             case "not-alive" if colon and "\0" not in rest:
                 nodes.pop(rest, None)
             case "clock" | "event-clock" | "query-clock" if colon:
-                time = _number(rest, LTIME_MAX)
+                time = _number(rest, LEAP_MAX)
                 if time is not None:
                     clocks[word] = time
                 else:
@@ -161,7 +161,9 @@ class Snapshot:
     def clocks(self, *, member: int, event: int, query: int) -> list[str]:
         """The highest Lamport times seen so far, which is one less than what the clocks show."""
         lines = []
-        for word, time in zip(_CLOCKS, (member, event, query), strict=True):
+        for word, seen in zip(_CLOCKS, (member, event, query), strict=True):
+            # Of a clock beyond, a start would believe nothing: `replay` takes it for a fault.
+            time = min(seen, LEAP_MAX)
             if time > self._clocks[word]:
                 self._clocks[word] = time
                 lines.append(f"{word}: {time}")

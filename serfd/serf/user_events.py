@@ -6,14 +6,17 @@ from dataclasses import dataclass
 from typing import Any
 
 from serfd.effects import Command, Emit
-from serfd.errors import CommandError
+from serfd.errors import CommandError, WireError
 from serfd.serf.coalesce import UserCoalescer
 from serfd.serf.common import Common
 from serfd.serf.events import UserEvent
 from serfd.serf.lamport import LamportClock, RecentRing
 from serfd.timers import Timers
+from serfd.wire.gomsgpack import as_bytes
 from serfd.wire.serf_messages import UserEventMessage, encode
 
+EVENT_SIZE_MAX = 9216
+"""Bytes of an event's name and payload: no agent can be set to send more (serf.md 8)."""
 HELD_MAX = 4096
 """Events held back at most, until what lies between has come."""
 MISSING_WAIT = 0.15
@@ -122,11 +125,18 @@ class Hearing:
         self._order.start_after(ltime - 1)
 
     def heard(self, event: UserEvent) -> bool:
-        """An event came in; whether it is news."""
+        """An event came in; whether it is news.
+
+        Raises WireError if it is longer than any may be, or its time out of reach.
+        """
+        size = len(as_bytes(event.name)) + len(event.payload)
+        if size > EVENT_SIZE_MAX:
+            raise WireError(f"a user event of {size} bytes, at most {EVENT_SIZE_MAX} are possible")
         self.clock.witness(event.ltime)
         if event.ltime < self._time_min:
             return False
-        if not self.seen.is_new(event.ltime, (event.name, event.payload), self.clock.time):
+        item = (event.name, event.payload)
+        if not self.seen.is_new(event.ltime, item, self.clock.time, size=size):
             return False
         self._common.metrics.count_one_of("serf.events", event.name)
         self._hand_on(self._order.take(event))
@@ -191,7 +201,7 @@ class Telling:
         """Done when the event is on its way."""
         command: Command[None] = Command(f"event {name}")
         limit = self._common.config.user_event_size_limit
-        size = len(name.encode("utf-8", "surrogateescape")) + len(payload)
+        size = len(as_bytes(name)) + len(payload)
         message = UserEventMessage(self._hearing.clock.time, name, payload, coalesce)
         error = ""
         if size > limit:
@@ -211,9 +221,15 @@ class Telling:
         while self._waiting and on_the_way < ON_THE_WAY_MAX:
             command, name, payload, coalesce = self._waiting.popleft()
             ltime = self._hearing.clock.time
+            encoded = encode(UserEventMessage(ltime, name, payload, coalesce))
+            fits = self._common.memberlist.message_max
+            if len(encoded) > fits:
+                error = f"encoded user event exceeds limit of {fits} bytes after encoding"
+                self._common.finish(command, CommandError(f"{error}: it fits no packet"))
+                continue
             self._hearing.heard(UserEvent(ltime, name, payload, coalesce))
             # With nobody there to tell, later members are not told either: they come without it.
             if self._common.memberlist.table.anyone_else:
-                self._spread(encode(UserEventMessage(ltime, name, payload, coalesce)))
+                self._spread(encoded)
                 on_the_way += 1
             self._common.finish(command, None)

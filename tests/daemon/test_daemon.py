@@ -78,6 +78,10 @@ def test_a_mistake_in_the_file_is_named_with_the_file_and_what_was_expected(tmp_
         ({}, [f"-tag=a={'x' * 600}"], "Encoded length of tags exceeds limit of 512 bytes"),
         ({}, ["-protocol=five"], "-protocol: 'five' is not a number"),
         ({}, ["-retry-interval=soon"], "-retry-interval: 'soon' is not a duration like '500ms'"),
+        ({}, ["-retry-interval=--1s"], "-retry-interval: '--1s' is not a duration like '500ms'"),
+        ({}, ["-bind=127.0.0.1:nobodys-port"], "bind: 'nobodys-port' is not a port, 0 to 65535, "),
+        ({}, ["-check", "-rpc-addr=127.0.0.1:-5"], "rpc_addr: '-5' is not a port, 0 to 65535, "),
+        ({}, ["-advertise=:7946"], "advertise ':7946' has no host"),
         ({}, ["-profile=moon"], "profile"),
         ({}, ["-iface=nope0"], "interface 'nope0' does not exist; there are "),
         ({}, ["-discover=a", "-mdns-iface=nope0"], "interface 'nope0' does not exist; there are"),
@@ -201,7 +205,7 @@ def test_check_says_that_all_is_good_and_binds_nothing(tmp_path):
     assert done.stdout == "The configuration is good. Plugins: quiet.\n"
 
 
-@pytest.mark.parametrize("spelling", ["-version", "--version"])
+@pytest.mark.parametrize("spelling", ["-version", "--version", "-v"])
 def test_it_tells_its_version(spelling):
     done = run(SERFD, spelling)
     assert (done.returncode, done.stdout, done.stderr) == (0, f"{__version__}\n", "")
@@ -214,6 +218,15 @@ def test_its_help_names_every_option():
     assert (done.returncode, done.stderr) == (0, "")
     for option in OPTIONS:
         assert f"\n  -{option.name} " in done.stdout
+    short = run(SERFD, "agent", "-node=a", "-h")
+    assert (short.returncode, short.stdout, short.stderr) == (0, done.stdout, "")
+
+
+def test_negative_numbers_and_durations_are_taken_as_serf_takes_them(tmp_path):
+    (tmp_path / "serfd.toml").write_text("retry_max_attempts = 5")
+    odd = ("-retry-max=-1", "-protocol=-1", "-retry-interval=-1s", "-broadcast-timeout", "-1s")
+    done = run(SERFD, "-check", *ANYWHERE, "-config=serfd.toml", *odd, cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_files_count_in_their_order_then_directories_sorted_by_name_then_options(agents, tmp_path):

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from own_network import INTERFACE, ip, own_network
 from processes import (
     LIMIT,
     SERFCTL,
@@ -25,6 +26,8 @@ from serfd.rpc.client import ConnectionClosed
 from serfd.wire.swim_messages import Ping, encode
 
 pytestmark = pytest.mark.daemon
+
+__all__ = ["own_network"]
 
 # A member that does not answer is seen as failed within two seconds.
 QUICK = {"gossip": {"probe_interval": "200ms", "probe_timeout": "100ms"}}
@@ -89,7 +92,10 @@ def test_a_signal_ends_it_with_or_without_a_farewell(agents, number, setting, co
     pair["goes"].signal(number)
     assert pair["goes"].exit_code() == code
     everyone_sees([pair["stays"]], {"stays": "alive", "goes": seen})
-    assert f"[INFO] agent: Caught signal: {number.name}" in pair["goes"].log()
+    shown = signal.strsignal(number).lower()
+    assert f"[INFO] agent: Caught signal: {shown}\n" in pair["goes"].log()
+    is_silent = "[WARN] serf: Shutdown without a Leave\n" in pair["goes"].log()
+    assert is_silent == (seen == "failed")
     assert pair["goes"].log().endswith("[INFO] agent: shutdown complete\n")
 
 
@@ -107,6 +113,29 @@ def test_a_second_signal_ends_it_at_once(agents, tmp_path, second):
     assert agent.exit_code() == 1
     # The plugin alone had 30 s for its stop.
     assert time.monotonic() - begun < 15
+
+
+def test_sigquit_shows_where_every_thread_is_and_ends_even_what_hangs(agents, tmp_path):
+    diary = plugin(
+        tmp_path / "plugins", "busy", "@hookimpl\ndef user_event(self):\n"
+        "    self.agent.in_thread(self.work)\n"
+        "    while True: pass\n"
+        "def work(self):\n"
+        "    self.note('working')\n"
+        "    while True: pass",
+    )  # fmt: skip
+    busy = agents.start("serfd", "busy", config=switched_on(diary.parent, "busy"))
+    with busy.client() as client:
+        client.event("hang", b"", coalesce=False)
+    until("its plugin is at work", lambda: lines(diary) == ["working"])
+    idle = agents.start("serfd", "idle")
+    for agent in (busy, idle):
+        agent.signal(signal.SIGQUIT)
+        assert agent.exit_code() == 2
+        assert "(most recent call first):\n" in agent.log()
+        assert re.search(r'serfd/service.py", line \d+ in run\n', agent.log())
+    assert re.search(r'busy.py", line \d+ in user_event\n', busy.log())
+    assert re.search(r'busy.py", line \d+ in work\n', busy.log())
 
 
 def test_a_plugin_that_does_not_stop_is_given_up(agents, tmp_path):
@@ -153,6 +182,24 @@ def test_plugins_are_stopped_before_the_end_and_may_still_ask(agents, tmp_path):
     agent.signal(signal.SIGTERM)
     assert agent.exit_code() == 1
     assert lines(diary) == ["stop of one of 1"]
+
+
+# Addresses
+
+
+def test_where_there_is_ipv6_alone_agents_bound_to_all_addresses_reach_each_other(
+    own_network, agents
+):
+    ip(f"addr flush dev {INTERFACE}")
+    ip(f"addr add fd00::7/64 dev {INTERFACE} nodad")
+    one, other = (agents.start("serfd", name, host="0.0.0.0") for name in ("one", "other"))
+    with one.client() as client:
+        assert client.join([f"[fd00::7]:{other.port}"]) == 1
+        everyone_sees([one, other], {"one": "alive", "other": "alive"})
+        assert one.members()["other"].address == f"[fd00::7]:{other.port}"
+        # Question and acks are packets.
+        answers = client.query("load", want_ack=True, timeout=LIMIT)
+        assert {next(answers)["From"] for _ in range(2)} == {"one", "other"}
 
 
 # Joining at start
@@ -204,7 +251,7 @@ def test_retry_join_goes_on_until_somebody_is_there(agents):
     friend = agents.prepare("serfd", "friend")
     bind = f"127.0.0.1:{free_port()}"
     agent = agents.start("serfd", "agent", f"-retry-join={bind}", "-retry-interval=1s")
-    logs(agent, "[WARN] agent: Join failed, retrying in 1 s")
+    logs(agent, "connect: connection refused, retrying in 1s\n")
     friend.launch(bind, f"127.0.0.1:{free_port()}")
     everyone_sees([agent, friend], {"agent": "alive", "friend": "alive"})
 
@@ -369,6 +416,22 @@ def test_a_role_is_a_tag_that_a_reload_may_change(reloads):
     reloading.reload({"role": "db", "tags": {"dc": "east"}})
     assert reloading.agent.members()["reloads"].tags == {"role": "db", "dc": "east"}
     assert "role has changed: needs a restart" not in reloading.agent.log()
+
+
+def test_settings_that_are_raised_or_mean_nothing_are_warned_of(reloads):
+    told = [
+        "[WARN] agent: 'RetryInterval' is too low. Setting to 1s\n",
+        "[WARN] agent: 'BroadcastTimeout' is too low. Setting to 1s\n",
+        "[WARN] agent: 'RejoinAfterLeave' enabled without snapshot file\n",
+    ]
+    odd = {"retry_interval": "-1s", "broadcast_timeout": "999ms", "rejoin_after_leave": True}
+    reloading = reloads(odd)
+    logs(reloading.agent, told[-1])
+    assert all(line in reloading.agent.log() for line in told)
+    reloading.reload(odd)
+    assert [reloading.agent.log().count(line) for line in told] == [2, 2, 2]
+    reloading.reload({"retry_interval": "1s", "broadcast_timeout": "1s", "snapshot_path": "s"})
+    assert [reloading.agent.log().count(line) for line in told] == [2, 2, 2]
 
 
 def test_a_reload_says_what_needs_a_restart(reloads):

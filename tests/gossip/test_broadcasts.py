@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from serfd.gossip.broadcasts import BroadcastQueue, retransmit_limit
+from serfd.effects import Address
+from serfd.gossip.broadcasts import BroadcastQueue, Target, retransmit_limit
 
 
 def queue(*messages: bytes, size_max: int = 100) -> BroadcastQueue:
@@ -61,6 +62,22 @@ def test_a_message_is_gone_after_its_last_transmit_and_its_ticket_comes_back() -
         assert q.finished == []
     assert take(q, transmits_max=4) == [b"m"]
     assert (q.finished, len(q), take(q)) == (["t"], 0, [])
+
+
+def test_in_a_small_cluster_nobody_gets_a_message_again_while_another_has_not_got_it() -> None:
+    q = queue(b"long-and-first", b"short")
+    a, b = (Target(Address(f"127.0.0.{n}", 1), others=2) for n in (1, 2))
+
+    def told(target: Target, limit: int = 1000) -> list[bytes]:
+        return q.take(limit, overhead=2, transmits_max=4, count=100, target=target)
+
+    assert told(a) == [b"long-and-first", b"short"]
+    assert told(a) == []
+    assert told(b, 8) == [b"short"]
+    # All have the short one: it begins anew. The other waits for whom it has not reached.
+    assert told(a) == [b"short"]
+    assert told(b) == [b"long-and-first", b"short"]
+    assert len(q) == 1
 
 
 def test_the_limit_is_that_of_the_moment_of_sending() -> None:

@@ -2,16 +2,19 @@
 
 from itertools import permutations
 from random import Random
+from typing import Any
 
 import pytest
 
 from serfd.gossip.member_table import (
+    META_SIZE_MAX,
     Accused,
     Conflict,
     Gone,
     Ignored,
     MemberTable,
     Peer,
+    Refused,
     Refute,
     Revived,
     State,
@@ -58,7 +61,7 @@ def state_of(made: MemberTable) -> State | None:
     ("held", "incarnation", "becomes", "decision"),
     [
         (None, 1, State.ALIVE, Revived),
-        (None, 0, None, Ignored),  # incarnation 0 never takes effect
+        (None, 0, None, Refused),  # incarnation 0 never takes effect
         (State.ALIVE, 4, State.ALIVE, Ignored),
         (State.ALIVE, 5, State.ALIVE, Ignored),
         (State.ALIVE, 6, State.ALIVE, Revived),
@@ -218,22 +221,35 @@ def test_rumours_of_one_incarnation_end_the_same_in_any_order() -> None:
         (alive(vsn=bytes((3, 5, 3, 2, 5, 5))), "protocol version (3)"),  # does not speak our 2
         (alive(vsn=bytes((0, 5, 2, 2, 5, 5))), "protocol version (2)"),
         (alive(vsn=bytes((1, 5, 2, 2, 9, 9))), "delegate protocol version (9)"),
+        (alive(meta=bytes(META_SIZE_MAX + 1)), "its tags have 513 bytes, at most 512"),
     ],
 )
 def test_who_cannot_be_spoken_with_is_left_out_and_never_passed_on(rumour: Alive, why: str) -> None:
     made = table()
     decision = made.alive(rumour, 0.0, Random(1))
-    assert isinstance(decision, Ignored)
+    assert isinstance(decision, Refused)
     assert why in decision.why
     assert [state.name for state in made.states()] == ["me"]
 
 
-def test_a_known_member_does_not_turn_into_one_that_cannot_be_spoken_with() -> None:
+@pytest.mark.parametrize("misfit", [{"vsn": b""}, {"meta": bytes(META_SIZE_MAX + 1)}], ids=list)
+def test_a_known_member_does_not_turn_into_one_that_cannot_be_spoken_with(
+    misfit: dict[str, Any],
+) -> None:
     made = holding(State.ALIVE)
-    assert isinstance(made.alive(alive(6, vsn=b""), 9.0, Random(1)), Ignored)
+    assert isinstance(made.alive(alive(6, **misfit), 9.0, Random(1)), Refused)
     peer = made.get("n")
     assert peer is not None
-    assert (peer.versions, peer.incarnation) == (VSN, 5)
+    assert (peer.versions, peer.meta, peer.incarnation) == (VSN, b"m", 5)
+
+
+def test_who_cannot_be_spoken_with_claims_no_name() -> None:
+    claim = alive(6, addr=b"\1\2\3\5", meta=bytes(META_SIZE_MAX + 1))
+    assert isinstance(holding(State.ALIVE).alive(claim, 9.0, Random(1)), Refused)
+
+
+def test_the_longest_tags_are_taken() -> None:
+    assert isinstance(table().alive(alive(meta=bytes(META_SIZE_MAX)), 0.0, Random(1)), Revived)
 
 
 def test_own_versions_are_no_misfit() -> None:
@@ -245,7 +261,7 @@ def test_the_table_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("serfd.gossip.member_table.MEMBERS_MAX", 3)
     made = table()
     decisions = [made.alive(alive(node=f"n{i}"), 0.0, Random(1)) for i in range(3)]
-    assert [type(decision) for decision in decisions] == [Revived, Revived, Ignored]
+    assert [type(decision) for decision in decisions] == [Revived, Revived, Refused]
 
 
 def test_each_round_probes_everybody_once_and_never_itself() -> None:

@@ -396,6 +396,23 @@ def test_one_misfit_among_many_does_not_spoil_an_exchange() -> None:
     assert set(one.statuses()) == {"n1", "n2", "n4"}
 
 
+def test_a_member_with_more_tags_than_anybody_may_have_is_left_out_counted_and_told(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    one = OneNode()
+    one.hear(OneNode.alive("n3", meta=bytes(513)))
+    one.node.join(0.0, [address("n2")])
+    ((stream, _),) = one.connects()
+    longer = node_state("n4")._replace(meta=bytes(60_000))
+    one.reply(stream, encode_push_pull([longer, node_state("n2")], b"", join=True))
+    assert one.node.stats()["dropped_input"] == "2"
+    one.accept(encode_push_pull([longer, node_state("n5")], b"", join=False))
+    assert one.node.stats()["dropped_input"] == "3"
+    assert set(one.statuses()) == {"n1", "n2", "n5"}
+    why = "'n3': its tags have 513 bytes, at most 512 are possible"
+    assert f"Dropped a member from 10.0.0.2:7946: {why}" in caplog.text
+
+
 def test_large_states_are_taken_in_by_slices_between_which_others_get_their_turn() -> None:
     one = OneNode()
     states = [node_state(f"n{i}") for i in range(2, 1502)]

@@ -447,6 +447,49 @@ def test_new_settings_are_told_to_a_plugin_that_takes_them_in_the_order_of_event
     assert agent.seen == ["start 1", "e1 1", "e2 2"]
 
 
+def test_a_plugin_that_did_not_take_its_settings_is_failing_until_it_is_built_anew(
+    agent, clock, host, plugins, caplog
+):
+    caplog.set_level(logging.INFO)
+    plugins.write(
+        "set",
+        """
+        class Plugin:
+            class Settings(Struct, frozen=True):
+                level: int = 1
+            def __init__(self, agent, settings):
+                self.agent, self.level = agent._agent, settings.level
+            @hookimpl
+            def reload(self, settings):
+                if settings.level < 0: raise ValueError("too low")
+                self.level = settings.level
+            @hookimpl
+            def user_event(self): self.agent.seen.append(self.level)
+        """,
+    )
+    old, _ = start(host, plugins, set={"level": 1})
+
+    def reload(level):
+        loaded = plugins.load(held=host.kept(), set={"level": level})
+        reloaded = outcome(host.reload(loaded))
+        turns(clock)
+        assert reloaded == [None]
+        agent.user_event_happens()
+        turns(clock)
+        return loaded[0].plugin
+
+    assert reload(2) is old[0].plugin
+    assert caplog.messages[-1] == "plugin set: has taken its new settings"
+    assert reload(-1) is old[0].plugin
+    assert "plugin set: did not take its new settings, it may use the old ones; " in caplog.text
+    # Its events go well meanwhile.
+    assert (stats(host, "set").state, agent.seen) == ("failing", [2, 2])
+    assert stats(host, "set").last_error == "reload: ValueError: too low"
+    new = reload(-1)
+    assert new is not old[0].plugin
+    assert (stats(host, "set").state, agent.seen) == ("running", [2, 2, -1])
+
+
 def test_periodic_calls_are_like_hooks_and_end_with_the_plugin(agent, clock, host, plugins, caplog):
     plugins.write(
         "a",
@@ -882,6 +925,8 @@ def test_a_query_is_cancelled_at_its_own_deadline_and_nobody_is_asked_after_it(
     clock.advance(0.1)
     assert stats(host, "a").timeouts == 1
     assert "plugin a: query('load' of 'n2') was not done in time and is cancelled" in caplog.text
+    not_cancelled = "plugin a: cancelling query('load' of 'n2') failed"
+    assert (not_cancelled in caplog.text) is (trouble == "cannot be cancelled")
     if trouble == "waits":
         assert agent.seen == ["begin load", "cancelled load"]
         agent.gate("load").callback(b"much too late")

@@ -90,6 +90,10 @@ def test_settings_are_typed_and_have_defaults(plugins):
             "plugin 'webhook': unknown key 'ulr' in [plugins.webhook]; did you mean 'url'?",
         ),
         ({"url": "x", "zzz": 1}, "plugin 'webhook': unknown key 'zzz' in [plugins.webhook]"),
+        (
+            {"url": "x", "durabel": True},
+            "plugin 'webhook': unknown key 'durabel' in [plugins.webhook]; did you mean 'durable'?",
+        ),
         ({}, "plugin 'webhook': missing key 'url' in [plugins.webhook]"),
         (
             {"url": 7},
@@ -160,10 +164,68 @@ def test_errors_inside_nested_settings_name_their_place(plugins, table, text):
     assert text in error_of(plugins, a=table)
 
 
-def test_without_settings_the_table_must_be_empty(plugins):
+@pytest.mark.parametrize(("key", "hint"), [("x", ""), ("durabel", "; did you mean 'durable'?")])
+def test_without_settings_the_table_must_be_empty(plugins, key, hint):
     plugins.write("a", EMPTY)
-    assert error_of(plugins, a={"x": 1}) == (
-        "plugin 'a': takes no settings, found 'x' in [plugins.a]"
+    assert error_of(plugins, a={key: 1}) == (
+        f"plugin 'a': takes no settings, found {key!r} in [plugins.a]{hint}"
+    )
+
+
+@pytest.mark.parametrize("kind", ["Seconds", "Seconds | None", "Annotated[Seconds, Meta()]"])
+@pytest.mark.parametrize(
+    ("default", "text"),
+    [
+        ("'90m'", "the default of 'every' is the text '90m', expected Seconds(5400)"),
+        ("'soon'", "'soon' is not a duration like '500ms', '10s', '5m' or '24h'"),
+        ("Seconds(5)", ""),
+        ("5", ""),
+    ],
+)
+def test_a_text_is_no_default_of_a_duration(plugins, kind, default, text):
+    plugins.write(
+        "a",
+        f"""
+        from typing import Annotated
+        class Plugin:
+            class Settings(Struct):
+                every: {kind} = {default}
+            def __init__(self, agent, settings): ...
+        """,
+    )
+    if text:
+        assert error_of(plugins, a={}) == f"plugin 'a': Plugin.Settings is wrong: {text}"
+    else:
+        assert plugins.load("a")[0].settings.every == 5
+
+
+@pytest.mark.parametrize("error", ["ConfigError", "ValueError"])
+def test_what_settings_find_wrong_is_told_with_the_plugins_name(plugins, error):
+    plugins.write(
+        "a",
+        f"""
+        from serfd.hooks import ConfigError
+        class Plugin:
+            class Settings(Struct):
+                n: int = 0
+                def __post_init__(self): raise {error}("n is odd")
+            def __init__(self, agent, settings): ...
+        """,
+    )
+    assert error_of(plugins, a={}) == "plugin 'a': n is odd"
+
+
+def test_a_config_error_of_init_is_told_with_the_plugin_and_its_table(plugins):
+    plugins.write(
+        "a",
+        """
+        from serfd.hooks import ConfigError
+        class Plugin:
+            def __init__(self, agent): raise ConfigError("no serial port")
+        """,
+    )
+    assert error_of(plugins, a={}) == (
+        "plugin 'a' could not be built from [plugins.a]: no serial port"
     )
 
 

@@ -27,6 +27,19 @@ def test_the_examples_pass(tmp_path):
     assert f"{count} passed" in done.stdout, done.stdout + done.stderr
 
 
+class Ping:
+    def __init__(self, agent):
+        agent.later(3, lambda: agent.metrics.count("sent"))
+
+
+def test_figures_of_a_plugin_are_where_the_page_says(serf_cluster):
+    (name,) = re.findall(r'`metrics.counters\["(.*?)"\]`', DOCS)
+    cluster = serf_cluster(1)
+    cluster.load(Ping)
+    cluster.run(10)
+    assert cluster.metrics.counters[name] == 1
+
+
 def test_everything_a_cluster_can_do_is_there():
     made = vars(SerfCluster) | {"simulation": None}
     public = {name for name in made if not name.startswith("_")} - {"close"}

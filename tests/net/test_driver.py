@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from twisted.internet.address import IPv4Address
-from twisted.internet.defer import Deferred
+from twisted.internet.defer import CancelledError, Deferred
 from twisted.internet.error import ConnectionDone, ConnectionRefusedError
 from twisted.internet.testing import FakeDatagramTransport, MemoryReactorClock, StringTransport
 from twisted.python.failure import Failure
@@ -171,6 +171,28 @@ def test_an_address_that_cannot_be_reached_does_not_keep_news_from_others(caplog
     assert {to[1] for _, to in stage.udp.written} == {2, 4}
     assert stage.driver.send_errors > 0
     assert "Network is unreachable" in caplog.text
+    assert stage.driver.internal_errors == 0
+
+
+def test_a_probe_that_cannot_be_sent_asks_others_in_the_same_moment():
+    stage = Stage()
+    stage.udp = Unreachable(1)
+    stage.start()
+    for port in (1, 2, 3):
+        stage.driver.packet_received(alive(f"n{port}", port=port), PEER)
+    asked = False
+    while not asked:
+        assert stage.reactor.seconds() < 30.0
+        stage.udp.written.clear()
+        stage.reactor.advance(0.01)
+        sent = [m for data, _ in stage.udp.written for m in messages(data)]
+        for ping in sent:
+            if isinstance(ping, Ping):
+                stage.driver.packet_received(encode(Ack(ping.seq)), PEER)
+        asked = any(isinstance(m, IndirectPing) and m.node == "n1" for m in sent)
+    probe = stage.node.memberlist._probe
+    assert probe.peer.name == "n1"
+    assert stage.reactor.seconds() - probe.started < 0.02
     assert stage.driver.internal_errors == 0
 
 
@@ -492,6 +514,34 @@ def test_a_mistake_of_ours_fails_the_question_it_is_in(caplog):
     stage.reactor.pump([1.0] * 60)
     assert answers == []
     assert stage.driver.internal_errors == 1
+
+
+def test_a_question_that_is_cancelled_is_asked_no_longer():
+    stage = Stage().start()
+    answers: list[Any] = []
+    asking = stage.driver.ask(
+        stage.node.query, answers.append, "load", b"", QueryParams(timeout=3600.0)
+    )
+    [query] = [event for event in stage.events if isinstance(event, Query)]
+    asking.cancel()
+    assert isinstance(result_of(asking), CancelledError)
+    response = QueryResponse(query.ltime, query.id, "a", 0, b"17")
+    stage.driver.packet_received(b"\x08" + serf_messages.encode(response), PEER)
+    assert answers == []
+    late = stage.driver.run(stage.node.respond, query, b"17")
+    assert "past the deadline" in str(result_of(late))
+    stage.driver.stop()
+    assert stage.driver.internal_errors == 0
+
+
+def test_a_command_that_is_cancelled_is_done_nevertheless():
+    stage = Stage().start()
+    leaving = stage.driver.run(stage.node.leave)
+    leaving.cancel()
+    assert isinstance(result_of(leaving), CancelledError)
+    assert isinstance(result_of(stage.driver.run(stage.node.leave)), CommandError)
+    stage.reactor.pump([0.1] * 20)
+    assert result_of(stage.driver.run(stage.node.leave)) is None  # it has left
 
 
 def test_a_mistake_of_ours_costs_the_stream_that_was_accepted(caplog):

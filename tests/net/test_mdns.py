@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from own_network import HOST, INTERFACE, add_interface, ip, own_network
+from twisted.logger import globalLogPublisher
 from twisted.names import dns
 
 from serfd.effects import Address
@@ -222,6 +223,17 @@ def test_what_is_no_packet_is_told(packet: bytes, says: str) -> None:
         decode(packet)
 
 
+def test_records_that_nobody_looks_at_make_twisted_log_nothing() -> None:
+    texts = [("x", dns.Record_TXT(b"12345678")), ("y", dns.Record_TXT(b"something"))]
+    packet = bytearray(answer_of(*texts))
+    packet[packet.index(b"12345678") - 1] = 12  # the text is longer than its record
+    events: list[Any] = []
+    globalLogPublisher.addObserver(events.append)
+    decode(bytes(packet))
+    globalLogPublisher.removeObserver(events.append)
+    assert events == []
+
+
 @given(
     start=st.sampled_from([QUESTION, ANSWER]),
     changes=st.lists(st.tuples(st.integers(0, 200), st.integers(0, 255)), max_size=5),
@@ -282,6 +294,7 @@ class Air:
             socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP,
             socket.inet_aton("224.0.0.251") + socket.inet_aton(HOST),
         )  # fmt: skip
+        self.ear.setsockopt(socket.IPPROTO_IP, mdns._IP_MULTICAST_ALL, 0)
         self.ear.settimeout(60)
 
     def node(self, number: int, **settings: Any) -> Node:
@@ -363,6 +376,25 @@ def test_two_nodes_find_each_other(air, families, interface):
         air.until(found)
         # It does not hear of itself: that is known.
         assert asks.batches == [[str(other.address)]]
+
+
+def test_nodes_on_another_interface_than_the_systems_choice_find_each_other_there(air):
+    one, two = (air.node(n, interface="lo") for n in (1, 2))
+    one.mdns.poll()
+
+    def found() -> bool:
+        air.pass_(mdns.BATCH_WAIT)
+        return bool(one.batches)
+
+    air.until(found)
+    assert one.batches == [[str(two.address)]]
+    # What is said elsewhere they do not hear, although somebody here does.
+    air.voice.sendto(QUESTION, GROUP)
+    assert air.ear.recv(2000) == QUESTION
+    loopback = socket.inet_aton("127.0.0.1")
+    air.voice.setsockopt(socket.IPPROTO_IP, socket.IP_MULTICAST_IF, loopback)
+    air.tell(one, GROUP)
+    assert not _waiting(air.voice)
 
 
 def test_an_answer_comes_from_the_port_of_mdns_to_the_one_who_asks(air):
@@ -492,6 +524,15 @@ def test_what_is_ignored_is_told_once_a_second(air, caplog):
     assert [text.rpartition("; ")[2] for text in caplog.messages] == ["1 so far", "4 so far"]
 
 
+@pytest.mark.parametrize(("place", "value"), [(2, 0x08), (3, 0x05)], ids=["opcode", "rcode"])
+def test_what_is_no_plain_question_is_not_answered(air, place, value):
+    node = air.node(1)
+    packet = bytearray(QUESTION)
+    packet[place] = value
+    air.tell(node, GROUP, bytes(packet))
+    assert not _waiting(air.voice)
+
+
 def test_no_question_is_answered_that_comes_to_where_answers_are_awaited(air):
     node = air.node(1)
     air.tell(node, air.asked(node), QUESTION)
@@ -532,6 +573,15 @@ def test_an_interface_may_be_taken_away_and_come_back(air):
     add_interface()
     air.pass_(mdns.POLL_INTERVAL)
     assert answers(air, node, 1) == 1
+    other = air.node(2, interface=INTERFACE, families=[socket.AF_INET6])
+    other.mdns.poll()
+
+    def found() -> bool:
+        air.pass_(mdns.BATCH_WAIT)
+        return bool(other.batches)
+
+    air.until(found)
+    assert other.batches == [[str(node.address)]]
 
 
 def test_without_ipv6_it_uses_ipv4(air, caplog):

@@ -5,9 +5,14 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 from typing import Any
 
 import pytest
+from twisted.internet.task import Clock
+
+from serfd.config import Seconds
+from serfd.net.process import run_process
 
 CHILD = """
 import ctypes, json, os, signal, sys, time
@@ -94,6 +99,13 @@ def child(body: str) -> Any:
     return json.loads(done.stdout)
 
 
+def file(path: Path, text: str = "", *, mode: int = 0o755) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
 def test_status_output_and_input_of_programs_and_no_file_stays_open():
     seen = child(
         """
@@ -105,7 +117,6 @@ def test_status_output_and_input_of_programs_and_no_file_stays_open():
             "reads nothing": await sh("true", stdin=b"x" * 1_000_000),
             "no input": await sh("wc -c"),
             "big input": await sh("wc -c", stdin=b"x" * 3_000_000),
-            "not there": await run("/no/such/program"),
             "environment": await run("env", env={"PATH": os.environ["PATH"], "A": "\\udcff b"}),
             "tail": await sh("seq 1 100000; seq 1 9 >&2", output_max=12),
         }
@@ -132,13 +143,59 @@ def test_status_output_and_input_of_programs_and_no_file_stays_open():
     assert seen["reads nothing"]["status"] == 0
     assert seen["no input"]["stdout"].strip() == "0"
     assert seen["big input"]["stdout"].strip() == "3000000"
-    assert seen["not there"]["status"] == 127
-    assert "/no/such/program" in seen["not there"]["stderr"]
     assert "A=? b" in seen["environment"]["stdout"].splitlines()
     assert not any(line.startswith("SECRET") for line in seen["environment"]["stdout"].splitlines())
     assert seen["tail"]["stdout"] == "9999\n100000\n"
     assert seen["tail"]["stderr"] == "4\n5\n6\n7\n8\n9\n"
     assert seen["files"] == 0
+
+
+@pytest.mark.parametrize(
+    ("argv", "kind"),
+    [
+        (["/no/such/program"], FileNotFoundError),
+        (["no-such-program", "-x"], FileNotFoundError),
+        ([""], FileNotFoundError),
+        ([], FileNotFoundError),
+        (["{own}/plain"], PermissionError),
+        (["plain"], PermissionError),
+        (["{own}"], PermissionError),
+        (["elsewhere"], FileNotFoundError),  # in the PATH of the caller, not in that of `env`
+    ],
+)
+def test_a_program_that_is_not_there_or_not_executable_is_named_and_nothing_is_started(
+    argv, kind, tmp_path, monkeypatch
+):
+    file(tmp_path / "own" / "plain", mode=0o644)
+    file(tmp_path / "callers" / "elsewhere")
+    monkeypatch.setenv("PATH", f"{os.environ['PATH']}:{tmp_path / 'callers'}")
+    argv = [part.format(own=tmp_path / "own") for part in argv]
+    failed = run_process(
+        Clock(),  # which could start nothing
+        argv,
+        env={"PATH": str(tmp_path / "own")},
+        timeout=Seconds(1),
+        output_max=1,
+    )
+    seen = []
+    failed.addErrback(seen.append)
+    error = seen[0].value
+    assert (type(error), error.filename) == (kind, argv[0] if argv else "")
+
+
+def test_without_a_path_programs_are_found_where_exec_finds_them():
+    seen = child(
+        """
+        print(json.dumps(told(await run("echo", "found", env={}))))
+        """
+    )
+    assert seen["stdout"] == "found\n"
+
+
+def test_a_script_without_its_interpreter_ends_as_in_a_shell(tmp_path):
+    orphan = file(tmp_path / "orphan", "#!/no/such/interpreter\n")
+    seen = child(f"print(json.dumps(told(await run({str(orphan)!r}))))")
+    assert seen["status"] == 127
 
 
 def test_a_program_cannot_be_started_without_setsid():

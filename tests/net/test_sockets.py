@@ -14,7 +14,14 @@ from pathlib import Path
 import pytest
 
 from serfd.errors import ConfigError
-from serfd.net.sockets import bind_gossip, bind_rpc, bind_unix, find_group, resolve_host
+from serfd.net.sockets import (
+    bind_gossip,
+    bind_rpc,
+    bind_unix,
+    find_group,
+    peer_address,
+    resolve_address,
+)
 
 HOST = "127.0.0.1"
 
@@ -44,14 +51,29 @@ def test_a_port_that_is_given_is_taken(port):
     assert ports(*bind_gossip(HOST, port)) == [port, port]
 
 
-@pytest.mark.parametrize("host", ["::1", "::"])
-def test_ipv6_works_and_the_wildcard_takes_ipv4_too(host):
-    if not socket.has_ipv6:
+@pytest.mark.parametrize(
+    ("bound", "reached"),
+    [("::1", ["::1"]), ("::", [HOST, "::1"]), ("0.0.0.0", [HOST, "::1"]), (HOST, [HOST])],
+)
+def test_ipv6_works_and_either_wildcard_takes_both(bound, reached):
+    if not socket.has_dualstack_ipv6():
         pytest.skip("this system has no IPv6")
-    tcp, udp = bind_gossip(host, 0)
-    port = tcp.getsockname()[1]
-    with socket.create_connection((HOST if host == "::" else host, port), timeout=10):
-        pass
+    tcp, udp = bind_gossip(bound, 0)
+    with bind_rpc(bound, 0) as rpc:
+        for host in reached:
+            for listening in (tcp, rpc):
+                address = host, listening.getsockname()[1]
+                with socket.create_connection(address, timeout=10) as caller:
+                    accepted, peer = listening.accept()
+                    accepted.close()
+                    assert peer_address(*peer[:2]) == caller.getsockname()[:2]
+            family = socket.AF_INET6 if ":" in host else socket.AF_INET
+            with socket.socket(family, socket.SOCK_DGRAM) as caller:
+                caller.connect((host, udp.getsockname()[1]))
+                caller.send(b"hello")
+                data, source = udp.recvfrom(10)
+                assert data == b"hello"
+                assert peer_address(*source[:2]) == caller.getsockname()[:2]
     ports(tcp, udp)
 
 
@@ -97,19 +119,61 @@ def test_a_port_can_be_taken_again_at_once_after_connections(port):
 
 
 @pytest.mark.parametrize(
-    ("host", "found"), [("127.0.0.1", "127.0.0.1"), ("::1", "::1"), ("127.0.0.9", "127.0.0.9")]
+    ("shown", "address"),
+    [
+        ("10.0.0.7", "10.0.0.7"),
+        ("::ffff:10.0.0.7", "10.0.0.7"),
+        ("fd00::7", "fd00::7"),
+        ("::ffff:0:7", "::ffff:0:7"),
+    ],
 )
-def test_addresses_stay_as_they_are(host, found):
-    assert resolve_host("bind", host) == found
+def test_an_ipv4_peer_is_shown_as_one_by_whatever_socket_it_came(shown, address):
+    assert peer_address(shown, 7) == (address, 7)
 
 
-def test_a_name_is_looked_up():
-    assert resolve_host("bind", "localhost") in ("127.0.0.1", "::1")
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("127.0.0.9", ("127.0.0.9", 7946)),
+        ("127.0.0.1:0", ("127.0.0.1", 0)),
+        ("[::1]:65535", ("::1", 65535)),
+        (":7000", ("0.0.0.0", 7000)),
+    ],
+)
+def test_addresses_stay_as_they_are_and_no_host_is_all(text, found):
+    assert resolve_address("bind", text, default_port=7946) == found
 
 
-def test_a_name_that_nobody_knows_is_named_with_its_setting():
-    with pytest.raises(ConfigError, match=r"^advertise: cannot resolve 'nobody\.invalid': "):
-        resolve_host("advertise", "nobody.invalid")
+def test_the_name_of_a_host_is_looked_up():
+    host, _ = resolve_address("bind", "localhost", default_port=7946)
+    assert host in ("127.0.0.1", "::1")
+
+
+@pytest.mark.parametrize("name", ["http-alt", "HTTP-Alt"])
+def test_the_name_of_a_service_is_looked_up(name):
+    try:
+        port = socket.getservbyname("http-alt", "tcp")
+    except OSError:
+        pytest.skip("this system knows no services: apt-get install netbase")
+    assert resolve_address("bind", f"[::1]:{name}", default_port=7946) == ("::1", port)
+
+
+@pytest.mark.parametrize(
+    ("host", "why"), [("nobody.invalid", ""), ("a" * 64, "it can be nobody's name")]
+)
+def test_a_host_that_nobody_knows_is_named_with_its_setting(host, why):
+    with pytest.raises(ConfigError, match=rf"^advertise: cannot resolve '{host}': {why}"):
+        resolve_address("advertise", host, default_port=7946)
+
+
+@pytest.mark.parametrize("port", ["nobodys-port", "-5", "+5", "²", "\udcff"])
+def test_a_service_that_nobody_knows_is_named_with_its_setting(port):
+    with pytest.raises(ConfigError) as failed:
+        resolve_address("rpc_addr", f"127.0.0.1:{port}", default_port=7373)
+    assert str(failed.value) == (
+        f"rpc_addr: {port!r} is not a port, 0 to 65535, and no service that this machine knows; "
+        "`getent services` lists those"
+    )
 
 
 # Unix sockets.

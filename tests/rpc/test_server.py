@@ -138,7 +138,7 @@ def test_a_bad_request_closes_the_connection_with_a_line_in_the_log(
     client.send(*sent)
     assert client.received() == [{"Error": reply, "Seq": 1} for reply in replies]
     assert client.hung_up_on
-    prefix = "[ERR] rpc: Failed to evaluate request of 127.0.0.1:47080: "
+    prefix = "[ERR] agent.ipc: Failed to evaluate request of 127.0.0.1:47080: "
     assert lines[-1].startswith(prefix + reason)
 
 
@@ -157,7 +157,7 @@ def test_nothing_goes_without_auth_and_a_body_is_dropped(name, serve, agent, lin
     body = None if COMMANDS[name].fields is None else {"Command": "dropped", "Seq": 7}
     assert client.ask(name, body) == [{"Error": "Authentication required", "Seq": 1}]
     assert client.ask("auth", {"AuthKey": "sekret"}, seq=2) == [{"Error": "", "Seq": 2}]
-    assert "[WARN] rpc: Client sending commands before auth: 127.0.0.1:47080" in lines
+    assert "[WARN] agent.ipc: Client sending commands before auth: 127.0.0.1:47080" in lines
     assert agent.calls == []
 
 
@@ -188,7 +188,7 @@ def test_a_client_that_never_shakes_hands_is_hung_up_on(serve, clock, lines):
     clock.advance(1)
     assert silent.hung_up_on
     assert not polite.hung_up_on
-    assert lines[-1] == "[WARN] rpc: Closing client: 127.0.0.1:47080: no handshake in 30 s"
+    assert lines[-1] == "[WARN] agent.ipc: Closing client: 127.0.0.1:47080: no handshake in 30 s"
 
 
 def test_one_that_does_not_take_its_last_reply_is_cut_off(connect, clock):
@@ -213,7 +213,9 @@ def test_there_is_a_limit_of_clients(serve, lines):
     factory = serve()
     clients = [Client(factory) for _ in range(CLIENTS_MAX)]
     assert factory.buildProtocol(IPv4Address("TCP", "10.0.0.1", 5)) is None
-    assert lines[-1] == "[WARN] rpc: Refused client: 10.0.0.1:5: 256 are connected, no more may"
+    assert (
+        lines[-1] == "[WARN] agent.ipc: Refused client: 10.0.0.1:5: 256 are connected, no more may"
+    )
     clients[0].hang_up()
     assert factory.buildProtocol(IPv6Address("TCP", "fe80::1", 5)).peer == "[fe80::1]:5"
 
@@ -240,7 +242,9 @@ def test_a_mistake_of_ours_is_logged_and_answered(name, body, connect, agent, li
     client = connect()
     error = {"Error": "internal error: see the agent's log", "Seq": 1}
     assert client.ask(name, {} if COMMANDS[name].fields else None) == [error, *body]
-    assert lines[-1].startswith(f"[ERR] rpc: Command {name} of 127.0.0.1:47080 failed\nTraceback ")
+    assert lines[-1].startswith(
+        f"[ERR] agent.ipc: Command {name} of 127.0.0.1:47080 failed\n    Traceback "
+    )
     assert lines[-1].endswith("ZeroDivisionError: one by zero")
     assert client.ask("stop", {}) == [OK]
 
@@ -266,7 +270,7 @@ def test_a_mistake_in_serving_ends_that_connection_only(connect, lines):
     client.transport.write = mistaken
     client.ask("stats")
     assert client.hung_up_on
-    assert lines[-1].startswith("[ERR] rpc: Serving 127.0.0.1:47080 failed\nTraceback ")
+    assert lines[-1].startswith("[ERR] agent.ipc: Serving 127.0.0.1:47080 failed\n    Traceback ")
     assert other.ask("stats")[0] == OK
 
 
@@ -299,8 +303,10 @@ def test_a_client_on_a_unix_socket_is_named_by_its_process(serve, lines):
     protocol.makeConnection(Transport())
     protocol.dataReceived(b"\xc1")
     me = f"process {os.getpid()} of user {os.getuid()}"
-    assert f"[INFO] rpc: Accepted client: {me}" in lines
-    assert lines[-1].startswith(f"[ERR] rpc: Failed to evaluate request of {me}: not MessagePack")
+    assert f"[INFO] agent.ipc: Accepted client: {me}" in lines
+    assert lines[-1].startswith(
+        f"[ERR] agent.ipc: Failed to evaluate request of {me}: not MessagePack"
+    )
     here.close()
     there.close()
 
@@ -309,7 +315,9 @@ def test_one_too_many_on_a_unix_socket_is_refused_too(serve, lines):
     factory = serve()
     clients = [Client(factory) for _ in range(CLIENTS_MAX)]
     assert factory.buildProtocol(UNIXAddress(None)) is None
-    assert lines[-1].startswith("[WARN] rpc: Refused client: a process of this machine: 256 are")
+    assert lines[-1].startswith(
+        "[WARN] agent.ipc: Refused client: a process of this machine: 256 are"
+    )
     clients[0].hang_up()
 
 
@@ -471,7 +479,7 @@ def test_queries_that_may_be_answered_are_limited(serve, agent, clock, lines):
         agent.publish(query(number=number, deadline=10 if number else 20))
     assert ids(client.received()) == list(range(1, PENDING_MAX + 1))
     warned = "Dropping events to client: 127.0.0.1:47080: it does not respond to queries"
-    assert lines[-1] == f"[WARN] rpc: {warned}"
+    assert lines[-1] == f"[WARN] agent.ipc: {warned}"
     assert factory.records_dropped == 3
     clock.advance(10)
     agent.publish(query(deadline=20))
@@ -525,6 +533,17 @@ def test_a_client_that_goes_just_before_the_end_of_its_query_leaves_nothing_behi
     assert clock.getDelayedCalls() == []
 
 
+def test_the_queries_of_a_client_end_with_it(connect, agent, clock):
+    client, other = connect(), connect()
+    for asking in (client, client, other):
+        asking.ask("query", {})
+        clock.advance(0)
+    client.ask("query", {})  # its reply is not out yet
+    client.hang_up()
+    clock.advance(0)
+    assert [asked.over.called for asked in agent.asked] == [True, True, False, True]
+
+
 def test_the_end_of_a_query_is_never_dropped(serve, agent, clock):
     factory = serve()
     client = Client(factory).shake_hands()
@@ -558,7 +577,7 @@ def test_records_wait_for_a_client_that_does_not_read_and_then_new_ones_are_drop
         agent.publish(user(f"e{n}"))
     assert client.received() == []
     assert names(other.received()) == [f"e{n}" for n in range(601)]
-    warned = "[WARN] rpc: Dropping events to client: 127.0.0.1:47080: it does not read"
+    warned = "[WARN] agent.ipc: Dropping events to client: 127.0.0.1:47080: it does not read"
     assert lines.count(warned) == 1
     assert factory.records_dropped == 601 - QUEUED_RECORDS_MAX
     client.reads_again()
@@ -566,7 +585,7 @@ def test_records_wait_for_a_client_that_does_not_read_and_then_new_ones_are_drop
     agent.publish(user("later"))
     assert names(client.received()) == ["later"]
     client.ask("stop", {"Stop": 2})
-    assert lines[-1] == "[INFO] rpc: 127.0.0.1:47080 did not get 89 events"
+    assert lines[-1] == "[INFO] agent.ipc: 127.0.0.1:47080 did not get 89 events"
 
 
 def test_what_waits_is_limited_in_bytes_too(serve, agent):
@@ -680,13 +699,13 @@ def monitor_of(client, level, *, seq=1):
 def test_a_monitor_gets_old_lines_then_new_ones(connect, logs):
     client, other = connect(), connect()
     lines = monitor_of(client, "info")
-    assert lines[-2:] == ["[INFO] rpc: Accepted client: 127.0.0.1:47080"] * 2
+    assert lines[-2:] == ["[INFO] agent.ipc: Accepted client: 127.0.0.1:47080"] * 2
     other.ask("bogus")
     error = "Failed to evaluate request of 127.0.0.1:47080: command 'bogus' not recognized"
     header, body = client.received()
     assert header == OK
-    assert body["Log"][20:] == f"[ERR] rpc: {error}"
-    assert monitor_of(connect(), "err") == [f"[ERR] rpc: {error}"]
+    assert body["Log"][20:] == f"[ERR] agent.ipc: {error}"
+    assert monitor_of(connect(), "err") == [f"[ERR] agent.ipc: {error}"]
 
 
 def test_there_is_one_monitor_for_a_connection(connect):
@@ -710,7 +729,7 @@ def test_a_monitor_at_debug_comes_to_an_end_with_its_own_work(serve, logs, lines
     client.reads_again()
     received = [body["Log"].split(": ")[1] for body in client.received()[1::2]]
     assert received == [f"line {n}" for n in range(QUEUED_RECORDS_MAX)]
-    warned = "[WARN] rpc: Dropping log lines to client: 127.0.0.1:47080: it does not read"
+    warned = "[WARN] agent.ipc: Dropping log lines to client: 127.0.0.1:47080: it does not read"
     assert monitor_of(other, "warn") == [warned]
 
 

@@ -160,7 +160,7 @@ def refused(factory, context, lines):
     assert client.data == b""
     assert client.transport.disconnecting
     client.hang_up()
-    prefix = "[WARN] rpc: TLS with client 127.0.0.1:47080 failed: [('SSL routines', '', '"
+    prefix = "[WARN] agent.ipc: TLS with client 127.0.0.1:47080 failed: [('SSL routines', '', '"
     assert lines[-1].startswith(prefix)
     return failed.value.reason, lines[-1].removeprefix(prefix).removesuffix("')]")
 
@@ -248,7 +248,7 @@ def test_a_client_that_never_finishes_its_tls_handshake_is_cut(factory, trusting
     assert silent.transport.disconnected
     assert half.transport.disconnected
     assert not polite.transport.disconnecting
-    assert lines[-1] == "[WARN] rpc: Closing client: 127.0.0.1:47080: no handshake in 30 s"
+    assert lines[-1] == "[WARN] agent.ipc: Closing client: 127.0.0.1:47080: no handshake in 30 s"
 
 
 def test_one_that_shakes_hands_in_tls_only_is_cut_too(factory, trusting, clock):
@@ -262,7 +262,7 @@ def test_one_that_shakes_hands_in_tls_only_is_cut_too(factory, trusting, clock):
 def test_there_is_a_limit_of_clients(factory, trusting, lines):
     clients = [TlsClient(factory, trusting) for _ in range(CLIENTS_MAX)]
     assert factory.buildProtocol(IPv4Address("TCP", "10.0.0.1", 5)) is None
-    assert lines[-1] == "[WARN] rpc: Refused client: 10.0.0.1:5: 256 are connected, no more may"
+    assert lines[-1] == "[WARN] agent.ipc: Refused client: 10.0.0.1:5: 256 are connected, no more may"
     clients[0].hang_up()
     assert TlsClient(factory, trusting).shake_hands()
 

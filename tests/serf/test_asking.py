@@ -4,7 +4,7 @@ import pytest
 from one_node import OneNode
 
 from serfd.config import Seconds
-from serfd.effects import Answer, Emit
+from serfd.effects import Answer, Emit, Finish
 from serfd.errors import CommandError
 from serfd.serf import asking
 from serfd.serf.events import Query
@@ -182,6 +182,31 @@ def test_a_query_ends_when_all_have_answered() -> None:
 
 
 @pytest.mark.parametrize(
+    ("name", "params", "ends"),
+    [
+        ("_serf_ping", QueryParams(want_ack=True), True),
+        ("_serf_ping", QueryParams(want_ack=True, wait_all=True), False),
+        ("_serf_ping", EVERYBODY, False),
+        ("load", QueryParams(want_ack=True), False),
+    ],
+)
+def test_a_ping_ends_when_all_have_acknowledged_it(
+    name: str, params: QueryParams, *, ends: bool
+) -> None:
+    one = OneNode("n2", "n3")
+    one.node.query(0.0, name, b"", params)
+    one.run_until(0.001)
+    (message, *_) = [m for _, m in told(one, QueryMessage)]
+    assert isinstance(message, QueryMessage)
+    one.effects.clear()
+    for sender in ("n1", "n2"):
+        reply(one, message, sender, b"", IS_ACK)
+    assert [e for e in one.effects if isinstance(e, Finish)] == []
+    reply(one, message, "n3", b"", IS_ACK)
+    assert one.results() == ([QueryDone(acks=3, responses=0, audience=3)] if ends else [])
+
+
+@pytest.mark.parametrize(
     ("params", "seconds"),
     [
         (EVERYBODY, 3.2),
@@ -222,6 +247,17 @@ def test_a_query_that_cannot_be_asked_says_why() -> None:
     one = OneNode("n2")
     one.node.query(0.0, "load", b"x" * 2000, EVERYBODY)
     assert refusal(one) == "query exceeds limit of 1024 bytes"
+
+
+def test_a_query_that_fits_no_packet_is_refused_and_asks_nobody() -> None:
+    one = OneNode("n2", query_size_limit=9216)
+    one.node.query(0.0, "load", bytes(1395), EVERYBODY)
+    one.collect()
+    assert refusal(one) == "query exceeds limit of 1395 bytes: it fits no packet"
+    assert heard(one) == []
+    one.node.query(0.0, "load", bytes(1200), EVERYBODY)
+    one.run_until(0.01)
+    assert [len(m.payload) for _, m in told(one, QueryMessage)][:1] == [1200]
     one.node.query(0.0, "_serf_x", b"", EVERYBODY)
     assert refusal(one) == "Queries cannot contain the '_serf_' prefix"
     old = OneNode("n2", protocol=3)

@@ -1,13 +1,15 @@
 """What a stranger may put into Serf's own messages, and what the node makes of it."""
 
 import pytest
-from one_node import OneNode
+from one_node import OneNode, address
 
 from serfd.effects import Emit
-from serfd.serf import node
+from serfd.serf import names, node
 from serfd.serf.events import Query
 from serfd.serf.keys import INSTALL, REMOVE, USE
+from serfd.serf.lamport import KEPT_SIZE_MAX, LEAP_MAX
 from serfd.serf.queries import EVERYBODY, QueryDone, QueryParams, encode_filters
+from serfd.serf.user_events import EVENT_SIZE_MAX
 from serfd.wire.gomsgpack import pack
 from serfd.wire.serf_messages import (
     WANTS_ACK,
@@ -22,6 +24,7 @@ from serfd.wire.serf_messages import (
     UserEventMessage,
     decode,
     encode,
+    encode_tags,
 )
 from serfd.wire.stream import UserState
 from serfd.wire.swim_messages import User, encode_push_pull
@@ -105,6 +108,67 @@ def test_a_state_with_a_time_that_would_wrap_a_clock_does_nothing(
     assert "Failed to decode remote state of 10.0.0.2:7946: " in caplog.text
 
 
+HIGHEST = 2**64 - 2
+"""The highest LTime that a real agent's clock survives."""
+
+
+@pytest.mark.parametrize("ltime", [LEAP_MAX, HIGHEST])
+def test_a_forged_time_leaves_every_clock_room_for_ever(
+    ltime: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    one, other = OneNode("n2", "n3"), OneNode("n2", "n3")
+    for hearer in (one, other):
+        say(hearer, JoinIntent(ltime, "n3"))
+        say(hearer, UserEventMessage(ltime, "forged", b"", coalesce=False))
+        say(hearer, query(ltime=ltime))
+        hearer.run_until(1.0, answering=["n2", "n3"])
+        hearer.sent.clear()
+        hearer.effects.clear()
+    assert ("out of reach" in caplog.text) is (ltime == HIGHEST)
+    assert (one.node.stats()["dropped_input"] == "3") is (ltime == HIGHEST)
+    for number in range(3):
+        one.node.force_leave(one.now, "n3")
+        one.node.user_event(one.now, f"e{number}", b"")
+    one.node.query(one.now, "load", b"", QueryParams())
+    one.run_until(2.0, answering=["n2", "n3"])
+    # Others understand all it says, and it can still exchange states.
+    other.hear(*dict.fromkeys(m for _, m in one.take(User)), source="n3")
+    assert other.statuses()["n3"] == "leaving"
+    other.run_until(5.0, answering=["n2", "n3"])  # it waits for the events before them
+    events = [e.event.name for e in other.take_effects(Emit)]
+    assert sorted(events) == ["e0", "e1", "e2", "load"]
+    items = one.accept(encode_push_pull([], b"", join=False))
+    [state] = [decode(item.payload) for item in items if isinstance(item, UserState)]
+    assert isinstance(state, PushPullState)
+    assert max(state.ltime, state.event_ltime, state.query_ltime) < LEAP_MAX + 100
+
+
+def test_a_forged_state_leaves_the_clocks_room_and_hides_no_later_event() -> None:
+    one = OneNode("n2")
+    one.node.join(one.now, [address("n2")])
+    [(stream, _)] = one.connects()
+    events = [(HIGHEST, [("forged", b"")])]
+    state = PushPullState(HIGHEST, {"n2": HIGHEST}, [], HIGHEST, events, HIGHEST)
+    one.reply(stream, encode_push_pull([], encode(state), join=True))
+    assert [int(one.node.stats()[clock]) < LEAP_MAX + 10_000 for clock in CLOCKS] == [True] * 3
+    one.effects.clear()
+    ltime = int(one.node.stats()["event_time"])
+    say(one, UserEventMessage(ltime, "true", b"", coalesce=False))
+    one.run_until(5.0, answering=["n2"])  # it waits for the events before it
+    assert [e.event.name for e in one.take_effects(Emit)] == ["true"]
+
+
+@pytest.mark.parametrize("ltime", [LEAP_MAX, HIGHEST])
+def test_two_own_queries_never_share_a_time(ltime: int) -> None:
+    one = OneNode("n2")
+    say(one, query(ltime=ltime))
+    one.effects.clear()
+    for name in ("one", "two"):
+        one.node.query(one.now, name, b"", EVERYBODY)
+    one.run_until(30.0, answering=["n2"])
+    assert [type(result) for result in one.results()] == [QueryDone, QueryDone]
+
+
 # Queries.
 
 
@@ -120,7 +184,7 @@ def test_a_state_with_a_time_that_would_wrap_a_clock_does_nothing(
         (b"\x01" + pack({"Tag": 7, "Expr": "x"}),),
         *(
             encode_filters(QueryParams(tags={"role": pattern}))
-            for pattern in ("(", "[z-a]", "*", "(?=web)", r"(web)\1", "x{1001}", "w" * 1025,
+            for pattern in ("(", "[z-a]", "*", "(?=web)", r"(web)\1", "x{1001}", "web|" * 300,
                             "((a{100}){100}){100}", r"\pL" * 300)
         ),
     ],
@@ -197,6 +261,43 @@ def test_queries_that_are_asked_in_the_same_moment_have_times_of_their_own() -> 
     one.effects.clear()
     one.run_until(10.0, answering=["n2"])
     assert one.results() == [QueryDone(acks=0, responses=0, audience=2)] * 2
+
+
+@pytest.mark.parametrize("limit", [1024, 50])
+def test_what_is_known_of_a_name_may_be_too_long_to_be_told(
+    limit: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    one = OneNode("n2", query_response_size_limit=limit)
+    name = "x" * 700
+    meta = encode_tags({"a": "b" * 480}, protocol=5)
+    one.hear(OneNode.alive("n3", meta=meta)._replace(node=name))
+    say(one, query(name=names.QUERY, payload=name.encode()))
+    assert f"respond to conflict query: response exceeds limit of {limit} bytes" in caplog.text
+    assert told(one, QueryResponse) == []
+
+
+# Bytes.
+
+
+def test_an_event_that_no_agent_may_send_does_nothing() -> None:
+    one = OneNode("n2")
+    say(one, UserEventMessage(5, "eé", bytes(EVENT_SIZE_MAX - 2), coalesce=False))
+    state = PushPullState(1, {}, [], 1, [(5, [("é", bytes(EVENT_SIZE_MAX)), ("f", b"")])], 1)
+    one.node.merge_remote_state(encode(state), address("n2"), join=False)
+    assert [e.event.name for e in one.node.take_effects() if isinstance(e, Emit)] == ["f"]
+    assert one.node.stats()["dropped_input"] == "2"
+    one.effects.clear()
+    say(one, UserEventMessage(6, "e", bytes(EVENT_SIZE_MAX - 1), coalesce=False))
+    assert one.node.stats()["dropped_input"] == "2"
+    assert len(one.take_effects(Emit)) == 1
+
+
+def test_events_of_a_flood_leave_the_state_at_a_size_that_peers_take() -> None:
+    one = OneNode("n2")
+    for number in range(2_000):
+        say(one, UserEventMessage(1 + number // 200, f"e{number}", bytes(9_000), coalesce=False))
+        one.effects.clear()
+    assert KEPT_SIZE_MAX - 3_000_000 < len(one.node.local_state()) < KEPT_SIZE_MAX + 100_000
 
 
 # Queues.

@@ -7,6 +7,7 @@ import pytest
 from serfd.errors import CommandError
 from serfd.serf.keys import (
     INSTALL,
+    KEYS_MAX,
     LIST,
     NO_KEYRING,
     NO_KEYS,
@@ -45,6 +46,18 @@ def test_one_change(query: str, key: bytes, error: str, after: list[bytes]) -> N
     response = answer(query, encode(KeyRequest(key)), ring)
     assert (response.result, response.message) == (not error, error)
     assert list(ring.keys) == after
+
+
+def test_peers_cannot_let_a_keyring_grow_without_end() -> None:
+    keys = [bytes([i]) * 16 for i in range(KEYS_MAX)]
+    ring = Keyring(keys)
+    response = answer(INSTALL, encode(KeyRequest(B)), ring)
+    error = "the keyring holds 64 keys, no more may be installed"
+    assert (response.result, response.message) == (False, error)
+    assert answer(INSTALL, encode(KeyRequest(keys[5])), ring).result
+    assert list(ring.keys) == keys
+    assert answer(REMOVE, encode(KeyRequest(keys[5])), ring).result
+    assert answer(INSTALL, encode(KeyRequest(B)), ring).result
 
 
 def test_a_list_names_all_keys_the_one_in_use_first() -> None:

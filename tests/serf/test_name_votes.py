@@ -1,5 +1,6 @@
 """A node whose name somebody else answers to asks the cluster who bears it."""
 
+import pytest
 from one_node import OneNode
 
 from serfd.effects import Stop
@@ -60,3 +61,16 @@ def test_it_goes_on_if_the_majority_knows_it_and_may_ask_again() -> None:
 def test_it_does_not_ask_if_it_is_told_not_to() -> None:
     _, asked = contested(disable_name_resolution=True)
     assert asked == []
+
+
+@pytest.mark.parametrize(("name", "answered"), [(b"n1", False), (b"n2", True), (b"nobody", True)])
+def test_it_says_where_it_knows_others_to_be_and_nothing_of_itself(
+    name: bytes, *, answered: bool
+) -> None:
+    one = OneNode("n2")
+    query = QueryMessage(
+        3, 77, bytes((10, 0, 0, 2)), 7946, "n2", (), 0, 0, 10**9, "_serf_conflict", name
+    )
+    one.hear(User(encode(query)))
+    answers = [decode(m.payload) for _, m in one.take(User)]
+    assert [type(m) for m in answers] == [QueryResponse] * answered

@@ -306,6 +306,15 @@ def test_a_living_member_that_is_pruned_and_keeps_silent_is_forgotten_in_time() 
     assert "n2" not in one.statuses()
 
 
+def test_who_is_pruned_has_time_to_refute_however_short_a_broadcast_timeout_is_set() -> None:
+    one = OneNode("n2", "n3", broadcast_timeout=Seconds(-60.0))
+    one.node.force_leave(0.0, "n2", prune=True)
+    one.run_until(1.4, answering=["n2", "n3"])
+    assert "n2" in one.statuses()
+    one.run_until(2.0, answering=["n2", "n3"])
+    assert "n2" not in one.statuses()
+
+
 def test_who_failed_long_ago_is_forgotten() -> None:
     one = failed(reconnect_timeout=Seconds(40.0))
     one.run_until(39.0, answering=["n3"])

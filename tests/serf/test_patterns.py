@@ -2,7 +2,7 @@
 
 import pytest
 
-from serfd.serf.patterns import PATTERN_MAX, PatternTooLong, matcher
+from serfd.serf.patterns import PATTERN_MAX, PatternTooLong, _compiled, matcher
 
 
 @pytest.mark.parametrize(
@@ -32,6 +32,25 @@ def test_a_pattern_takes_linear_time() -> None:
 def test_what_is_no_pattern_or_takes_too_much_memory_is_refused(pattern: str) -> None:
     with pytest.raises(ValueError, match=r"\w"):
         matcher(pattern, whole=False)
+
+
+@pytest.mark.parametrize("whole", [False, True])
+@pytest.mark.parametrize(
+    ("pattern", "reason"), [("we(b", "missing ): we(b"), ("\\q", "invalid escape sequence: \\q")]
+)
+def test_an_error_shows_the_pattern_as_it_was_written(pattern, reason, whole) -> None:
+    with pytest.raises(ValueError) as caught:  # noqa: PT011
+        matcher(pattern, whole=whole)
+    assert str(caught.value) == reason
+
+
+def test_what_is_no_pattern_is_compiled_only_once() -> None:
+    before = _compiled.cache_info()
+    for _ in range(3):
+        with pytest.raises(ValueError, match="missing"):
+            matcher("only(once", whole=False)
+    after = _compiled.cache_info()
+    assert (after.misses - before.misses, after.hits - before.hits) == (1, 2)
 
 
 def test_a_pattern_that_is_too_long_is_refused() -> None:

@@ -5,6 +5,7 @@ import pytest
 from serfd.errors import CommandError, WireError
 from serfd.serf.queries import (
     EVERYBODY,
+    PATTERNS_SIZE_MAX,
     OpenQuery,
     QueryAnswer,
     QueryDone,
@@ -47,12 +48,21 @@ def test_filters(params: QueryParams, *, meant: bool) -> None:
         (b"\x00\xc1", "node filter"),
         (b"\x01\x93\x01\x02\x03", "tag filter"),
         (encode_filters(QueryParams(tags={"role": "(a"}))[0], "pattern '(a'"),
-        (encode_filters(QueryParams(tags={"role": "x" * 2000}))[0], "at most 1024"),
+        (encode_filters(QueryParams(tags={"role": "x" * 2000}))[0], "patterns of more than 1024"),
     ],
 )
 def test_a_filter_that_cannot_be_read_matches_nobody(one: bytes, why: str) -> None:
     with pytest.raises(WireError, match=why.replace("(", r"\(")):
         is_meant((one,), "n1", TAGS)
+
+
+def test_patterns_are_limited_in_bytes_altogether() -> None:
+    matches = "|" + "é" * 31 + "x"  # 64 bytes
+    filters = encode_filters(QueryParams(tags={"role": matches})) * (PATTERNS_SIZE_MAX // 64)
+    assert is_meant(filters, "n1", TAGS)
+    one_more = encode_filters(QueryParams(tags={"dc": "e"}))
+    with pytest.raises(WireError, match="patterns of more than 1024 bytes"):
+        is_meant(filters + one_more, "n1", TAGS)
 
 
 def test_filters_are_limited_in_number() -> None:

@@ -3,15 +3,17 @@
 import pytest
 from one_node import VSN, OneNode
 
-from serfd.effects import Answer, Emit
+from serfd.effects import Answer, Emit, Finish
 from serfd.errors import CommandError
 from serfd.serf import asking, queries
 from serfd.serf.asking import QUERY_TIMEOUT_MAX
 from serfd.serf.events import Query
+from serfd.serf.keys import LIST
 from serfd.serf.queries import EVERYBODY, QueryDone, QueryParams, encode_filters
 from serfd.wire.serf_messages import (
     IS_ACK,
     WANTS_ACK,
+    KeyResponse,
     QueryMessage,
     QueryResponse,
     Relay,
@@ -19,7 +21,7 @@ from serfd.wire.serf_messages import (
     decode,
     encode,
 )
-from serfd.wire.swim_messages import User
+from serfd.wire.swim_messages import Dead, User
 
 
 def query(**fields: object) -> QueryMessage:
@@ -96,6 +98,20 @@ def test_answers_of_one_query_are_limited(monkeypatch: pytest.MonkeyPatch) -> No
     assert len(one.take_effects(Answer)) == 2
 
 
+def test_a_key_change_does_not_wait_for_who_is_gone() -> None:
+    one = OneNode("n2", "n3", keys=[bytes(16)])
+    one.hear(Dead(1, "n3", "n2"))
+    one.effects.clear()
+    one.node.change_keys(0.0, LIST)
+    one.run_until(0.001)
+    messages = [m for _, m in told(one) if isinstance(m, QueryMessage)]
+    answer = encode(KeyResponse(result=True, message="", keys=["x"], primary_key="x"))
+    for sender in ("n1", "n2"):
+        one.hear(User(encode(QueryResponse(messages[0].ltime, messages[0].id, sender, 0, answer))))
+    (result,) = one.results()
+    assert (result.nodes, result.responses, result.error) == (2, 2, "")
+
+
 # Answering.
 
 
@@ -103,6 +119,56 @@ def test_a_query_cannot_be_answered_for_longer_than_a_day() -> None:
     one = OneNode("n2")
     event = heard(one, query(timeout_ns=2**63 - 1))
     assert event.deadline == QUERY_TIMEOUT_MAX
+
+
+def test_nor_does_its_owner_wait_for_longer() -> None:
+    one = OneNode("n2")
+    one.node.query(0.0, "load", b"", QueryParams(timeout=2**63 / 1e9))
+    one.run_until(0.5)
+    ((_, message), *_) = told(one)
+    assert isinstance(message, QueryMessage)
+    assert message.timeout_ns == QUERY_TIMEOUT_MAX * 1e9
+    one.node.wake(QUERY_TIMEOUT_MAX - 1)
+    one.collect()
+    assert one.results() == []
+    one.node.wake(QUERY_TIMEOUT_MAX)
+    one.collect()
+    assert one.results() == [QueryDone(0, 0, 2)]
+
+
+# Forgotten.
+
+
+def test_a_query_that_nobody_waits_for_makes_room_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(asking, "QUERIES_OPEN_MAX", 1)
+    one = OneNode("n2", keys=[bytes(16)])
+    first = one.node.query(0.0, "load", b"", QueryParams(timeout=3600.0))
+    one.node.change_keys(0.0, LIST)
+    one.collect()
+    (refused,) = one.results()
+    assert str(refused) == "1 queries are open already; try later"
+    one.node.forget(0.0, first)
+    one.node.change_keys(0.0, LIST)
+    one.run_until(0.1)
+    # This node too hears the list and answers it, for which there was no room either.
+    (answer,) = [m for to, m in told(one) if to == "n1" and isinstance(m, QueryResponse)]
+    assert isinstance(decode(answer.payload), KeyResponse)
+
+
+def test_of_a_forgotten_query_nothing_is_heard() -> None:
+    one = OneNode("n2")
+    forgotten = one.node.query(0.0, "load", b"", QueryParams(timeout=5.0))
+    other = one.node.query(0.0, "other", b"", QueryParams(timeout=5.0))
+    one.run_until(0.5)
+    (message,) = {m for _, m in told(one) if isinstance(m, QueryMessage) and m.name == "load"}
+    one.node.forget(0.5, forgotten)
+    one.node.forget(0.5, forgotten)
+    one.hear(User(encode(QueryResponse(message.ltime, message.id, "n2", 0, b"late"))))
+    one.run_until(6.0)
+    found = [e for e in one.effects if isinstance(e, Answer | Finish)]
+    assert found == [Finish(other, QueryDone(0, 0, 2))]
 
 
 # Relays.

@@ -147,6 +147,41 @@ def test_events_have_a_size_limit(name: str, payload: int, error: str | None) ->
     assert one.node.stats()["event_time"] == ("1" if error else "2")
 
 
+@pytest.mark.parametrize(
+    ("settings", "fits"), [({}, 1395), ({"gossip": {"packet_size_max": 600}}, 595),
+                           ({"keys": [bytes(16)]}, 1366)],
+)  # fmt: skip
+def test_an_event_that_fits_no_packet_is_refused_and_never_said_to_be_sent(
+    settings: dict[str, Any], fits: int
+) -> None:
+    one = OneNode("n2", user_event_size_limit=9216, **settings)
+    head = len(encode(UserEventMessage(1, "deploy", bytes(fits), coalesce=False))) - fits
+    for size in (fits - head + 1, fits - head):
+        one.node.user_event(0.0, "deploy", bytes(size), coalesce=False)
+    one.collect()
+    refused, sent = one.results()
+    assert str(refused) == (
+        f"encoded user event exceeds limit of {fits} bytes after encoding: it fits no packet"
+    )
+    assert sent is None
+    one.run_until(0.01)
+    told = [decode(m.payload) for _, m in one.take(User)]
+    assert {len(m.payload) for m in told if isinstance(m, UserEventMessage)} == {fits - head}
+
+
+def test_an_event_that_grew_while_it_waited_is_refused_too() -> None:
+    one = OneNode("n2", user_event_size_limit=9216)
+    head = len(encode(UserEventMessage(1, "deploy", bytes(1395), coalesce=False))) - 1395
+    for _ in range(user_events.ON_THE_WAY_MAX):
+        one.node.user_event(0.0, "before", b"", coalesce=False)
+    one.node.user_event(0.0, "deploy", bytes(1395 - head), coalesce=False)
+    one.hear(User(encode(UserEventMessage(70_000, "later", b"", coalesce=False))))
+    one.run_until(3.0)
+    results = one.results()
+    assert [type(result) for result in results[-1:]] == [CommandError]
+    assert one.node.stats()["event_queue"] == "0"
+
+
 def test_a_burst_waits_for_room_and_is_told_in_full() -> None:
     one = OneNode("n2", "n3", "n4")
     for i in range(300):
