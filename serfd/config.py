@@ -342,13 +342,14 @@ class Config(Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     cluster's size."""
 
     query_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 1024
-    """Bytes of an encoded query, at most."""
+    """Bytes of an encoded query, at most. What fits no packet is refused in any case."""
 
     query_response_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 1024
     """Bytes of an encoded answer to a query, at most."""
 
     user_event_size_limit: Annotated[int, Meta(ge=1, le=9216)] = 512
-    """Bytes of a user event, name and payload, and of the whole when encoded, at most."""
+    """Bytes of a user event, name and payload, and of the whole when encoded, at most. What fits no
+    packet is refused in any case."""
 
     snapshot_path: str = ""
     """Remember members and clocks in this file, to rejoin by itself after a restart; Serf's

@@ -71,10 +71,10 @@ def zsh(commands: Iterable[Command]) -> str:
         specs = []
         for option in command.options:
             many = "*" if option.many else ""
-            spec = f"{many}-{option.name}[{_bare(option.help)}]"
+            spec = f"{many}-{option.name}[{_zsh(option.help)}]"
             if not option.flag:
                 choices = " ".join(option.choices)
-                spec += f":{option.value.lower()}:" + (f"({choices})" if choices else "")
+                spec += f":{_zsh(option.value.lower())}:" + (f"({choices})" if choices else "")
             specs.append(f"'{spec}'")
         arguments = _arguments(command, commands)
         specs.append(f"'*::argument:({arguments})'" if arguments else "'*::argument:'")
@@ -82,7 +82,7 @@ def zsh(commands: Iterable[Command]) -> str:
         cases.append(
             f"        {command.name})\n            _arguments \\\n                {joined} ;;"
         )
-    described = "\n".join([f"        '{c.name}:{_bare(c.summary)}'" for c in commands])
+    described = "\n".join([f"        '{c.name}:{_zsh(c.summary)}'" for c in commands])
     return f"""\
 #compdef serfctl
 # Completes serfctl in zsh: serfctl completion zsh > "${{fpath[1]}}/_serfctl"
@@ -119,13 +119,11 @@ def fish(commands: Iterable[Command]) -> str:
         "complete -c serfctl -f",
     ]
     for command in commands:
-        summary = _bare(command.summary)
-        rows.append(
-            f"complete -c serfctl -n __fish_use_subcommand -a {command.name} -d '{summary}'"
-        )
+        summary = _fish(command.summary)
+        rows.append(f"complete -c serfctl -n __fish_use_subcommand -a {command.name} -d {summary}")
         seen = f"complete -c serfctl -n '__fish_seen_subcommand_from {command.name}'"
         for option in command.options:
-            row = f"{seen} -o {option.name} -d '{_bare(option.help)}'"
+            row = f"{seen} -o {option.name} -d {_fish(option.help)}"
             if not option.flag:
                 choices = " ".join(option.choices)
                 row += " -x" + (f" -a '{choices}'" if choices else "")
@@ -147,6 +145,13 @@ def _arguments(command: Command, commands: Iterable[Command]) -> str:
     return command.arguments.replace("|", " ") if "|" in command.arguments else ""
 
 
-def _bare(text: str) -> str:
-    """Text without what means something to a shell in quotes, or to zsh in a specification."""
-    return "".join([char for char in text if char not in "'[]:\\"])
+def _zsh(text: str) -> str:
+    """A description within a specification for zsh, which stands in single quotes."""
+    special = "".join(["\\" + char if char in "[]:\\" else char for char in text])
+    return special.replace("'", "'\\''")
+
+
+def _fish(text: str) -> str:
+    """A description for fish, in its single quotes."""
+    escaped = "".join(["\\" + char if char in "'\\" else char for char in text])
+    return f"'{escaped}'"

@@ -1,6 +1,7 @@
 """The running process: one agent with its sockets, plugins and signals."""
 
 import base64
+import faulthandler
 import logging
 import os
 import signal
@@ -101,6 +102,7 @@ class Service:
 
     def run(self) -> int:
         """Start, and serve until stopped. Returns the exit status; raises SerfdError."""
+        _end_with_stacks_on(signal.SIGQUIT)
         self._build(self._set_up_logs())
         # Had it failed, its reason alone would have been told.
         logs.show_held()
@@ -423,6 +425,13 @@ class Service:
                 _log.error("Failed to update tags: %s", error)
         systemd.notify("READY=1")
         _log.info("Reload complete")
+
+
+def _end_with_stacks_on(number: signal.Signals) -> None:
+    """At this signal tell stderr where each thread is, even of what hangs, and end, as Go does."""
+    signal.signal(number, lambda number, frame: os._exit(EXIT_CANNOT))
+    # It writes by itself, from within the signal, and then comes what was set above.
+    faulthandler.register(number, all_threads=True, chain=True)
 
 
 def _journal(plugin: LoadedPlugin) -> Journal:

@@ -1,9 +1,9 @@
 """Command lines are completed by what the table of commands says."""
 
-import shutil
 import subprocess
 
 import pytest
+from programs import require
 
 from serfd import ctl
 from serfd.ctl_completion import SCRIPTS
@@ -47,7 +47,7 @@ def completed(tmp_path):
         (["monitor", "-log-level", "de"], ["debug"]),
         (["help", "rt"], ["rtt"]),
         (["completion", ""], ["bash", "zsh", "fish"]),
-        (["keygen", ""], []),
+        (["keygen", ""], ["-format"]),
         (["nonsense", ""], []),
     ],
 )
@@ -62,12 +62,34 @@ def test_bash_offers_every_option(completed):
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_shell_takes_its_script(shell, tmp_path):
-    if shutil.which(shell) is None:
-        pytest.skip(f"{shell} is not installed")
     script = tmp_path / "script"
     script.write_text(SHELLS[shell])
-    done = subprocess.run([shell, "-n", script], capture_output=True, text=True, check=True)
-    assert done.stderr == ""
+    argv = [require(shell), "-n", script]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_fish_shows_descriptions_as_the_help_does(tmp_path):
+    (tmp_path / "script").write_text(SHELLS["fish"])
+    code = f"source {tmp_path}/script; complete -C 'serfctl info -'"
+    argv = [require("fish"), "--no-config", "-c", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    found = dict(line.split("\t") for line in done.stdout.splitlines())
+    assert found == {f"-{option.name}": option.help for option in ctl.COMMANDS["info"].options}
+
+
+def test_zsh_is_given_descriptions_with_their_apostrophes_and_colons(tmp_path):
+    (tmp_path / "script").write_text(SHELLS["zsh"])
+    code = (
+        '_arguments() { print -rl -- "$@" }; compdef() {}\n'
+        f"source {tmp_path}/script; words=(serfctl info ''); CURRENT=3; _serfctl"
+    )
+    argv = [require("zsh"), "-fc", code]
+    done = subprocess.run(argv, capture_output=True, text=True, check=True)
+    assert done.stdout.splitlines()[1:3] == [
+        r"-rpc-addr[where the agent listens, or unix\:PATH]:host\:port:",
+        "-rpc-auth[the agent's rpc_auth]:token:",
+    ]
 
 
 @pytest.mark.parametrize("shell", SHELLS)

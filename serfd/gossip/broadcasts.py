@@ -77,9 +77,9 @@ class BroadcastQueue:
         self._broadcasts: dict[_Place, Broadcast] = {}
         self._named: dict[str, Broadcast] = {}
         self._count = 0
-        self.finished: list[Hashable] = []
-        """Tickets of messages that are done: sent often enough, replaced, or dropped. The owner
-        takes them out."""
+        self.finished: list[tuple[Hashable, bool]] = []
+        """Tickets of messages that are done, and whether anybody was told: it was sent often
+        enough, replaced, or dropped, if it had been sent before. The owner takes them out."""
         self.dropped = 0
         """Messages lost because the queue was full or they fit no packet."""
 
@@ -102,10 +102,10 @@ class BroadcastQueue:
         if len(message) > self._message_max:
             self.dropped += 1
             if ticket is not None:
-                self.finished.append(ticket)
+                self.finished.append((ticket, False))
             return
         if name is not None and (old := self._named.get(name)) is not None:
-            self._remove(old)
+            self._remove(old, is_told=True)
         self._count += 1
         broadcast = Broadcast(message, (-len(message), -self._count), name, ticket)
         self._broadcasts[broadcast.place] = broadcast
@@ -114,7 +114,8 @@ class BroadcastQueue:
         self._put(broadcast)
         while len(self._broadcasts) > self._size_max:
             self.dropped += 1
-            self._remove(self._last())
+            last = self._last()
+            self._remove(last, is_told=last.transmits > 0)
 
     def take(
         self,
@@ -151,7 +152,7 @@ class BroadcastQueue:
         for broadcast in taken:
             broadcast.transmits += 1
             if broadcast.transmits >= transmits_max:
-                self._forget(broadcast)
+                self._forget(broadcast, is_told=True)
             else:
                 self._put(broadcast)
         return [broadcast.message for broadcast in taken]
@@ -161,19 +162,19 @@ class BroadcastQueue:
             self._buckets.append([])
         insort(self._buckets[broadcast.transmits], broadcast.place)
 
-    def _remove(self, broadcast: Broadcast) -> None:
+    def _remove(self, broadcast: Broadcast, *, is_told: bool) -> None:
         bucket = self._buckets[broadcast.transmits]
         at = bisect_left(bucket, broadcast.place)
         assert bucket[at] == broadcast.place
         del bucket[at]
-        self._forget(broadcast)
+        self._forget(broadcast, is_told=is_told)
 
-    def _forget(self, broadcast: Broadcast) -> None:
+    def _forget(self, broadcast: Broadcast, *, is_told: bool) -> None:
         del self._broadcasts[broadcast.place]
         if broadcast.name is not None and self._named.get(broadcast.name) is broadcast:
             del self._named[broadcast.name]
         if broadcast.ticket is not None:
-            self.finished.append(broadcast.ticket)
+            self.finished.append((broadcast.ticket, is_told))
 
     def _last(self) -> Broadcast:
         for bucket in reversed(self._buckets):

@@ -459,11 +459,11 @@ class Memberlist:
         wait = self._broadcast_timeout if self.table.anyone_else else 0.0
         self._timers.set(BroadcastOverdue(ticket), self._now + wait)
 
-    def broadcast_finished(self, ticket: Hashable) -> None:
-        """A broadcast was sent often enough."""
+    def broadcast_finished(self, ticket: Hashable, *, is_told: bool) -> None:
+        """A broadcast was sent often enough, or lost its place in the queue before it was told."""
         if BroadcastOverdue(ticket) in self._timers:
             self._timers.cancel(BroadcastOverdue(ticket))
-            self._delegate.broadcast_over(ticket, in_time=True)
+            self._delegate.broadcast_over(ticket, in_time=is_told)
 
     def news(self) -> None:
         """There is something to spread: it does not wait for the next gossip round.
@@ -634,8 +634,8 @@ class Memberlist:
     def _settle(self) -> None:
         if self.queue.finished:
             finished, self.queue.finished = self.queue.finished, []
-            for ticket in finished:
-                self.broadcast_finished(ticket)
+            for ticket, is_told in finished:
+                self.broadcast_finished(ticket, is_told=is_told)
 
     # Suspicion.
 

@@ -787,7 +787,7 @@ class Node:
             self._common.finish(asked.command, Joined(join.contacted, join.failures))
 
     def broadcast_over(self, ticket: Hashable, *, in_time: bool) -> None:
-        """A broadcast was sent often enough, or took too long."""
+        """A broadcast was sent often enough, or took too long, or there was no room for it."""
         match ticket:
             case Goodbye.INTENT:
                 if not in_time and self._memberlist.table.anyone_else:
@@ -1024,8 +1024,8 @@ class Node:
         for queue in self._queues:
             if queue.finished:
                 finished, queue.finished = queue.finished, []
-                for ticket in finished:
-                    self._memberlist.broadcast_finished(ticket)
+                for ticket, is_told in finished:
+                    self._memberlist.broadcast_finished(ticket, is_told=is_told)
 
     def _emit_member(self, kind: MemberEventKind, record: Record) -> None:
         """Tell of a member; what happens to many in one moment is told as one event."""

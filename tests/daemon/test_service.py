@@ -1,6 +1,7 @@
 """The running process: its signals, its reload, its end, and what it tells systemd."""
 
 import os
+import re
 import signal
 import socket
 import textwrap
@@ -117,24 +118,25 @@ def test_a_second_signal_ends_it_at_once(agents, tmp_path, second):
 
 def test_sigquit_shows_where_every_thread_is_and_ends_even_what_hangs(agents, tmp_path):
     diary = plugin(
-        tmp_path / "plugins", "busy", "@hookimpl\ndef user_event(self):\n"
-        "    self.agent.in_thread(self.work)\n"
+        tmp_path / "plugins", "busy", "@hookimpl\ndef member_update(self):\n"
+        "    self.working = self.agent.in_thread(self.work)\n"
         "    while True: pass\n"
         "def work(self):\n"
         "    self.note('working')\n"
         "    while True: pass",
     )  # fmt: skip
     busy = agents.start("serfd", "busy", config=switched_on(diary.parent, "busy"))
-    with busy.client() as client:
-        client.event("hang", b"", coalesce=False)
-    until("its plugin is at work", lambda: lines(diary) == ["working"])
     idle = agents.start("serfd", "idle")
+    idle.join(busy)
+    with idle.client() as client:
+        client.tags({"busy": "loop"})
+    until("its plugin is at work", lambda: lines(diary) == ["working"])
     for agent in (busy, idle):
         agent.signal(signal.SIGQUIT)
         assert agent.exit_code() == 2
         assert "(most recent call first):\n" in agent.log()
         assert re.search(r'serfd/service.py", line \d+ in run\n', agent.log())
-    assert re.search(r'busy.py", line \d+ in user_event\n', busy.log())
+    assert re.search(r'busy.py", line \d+ in member_update\n', busy.log())
     assert re.search(r'busy.py", line \d+ in work\n', busy.log())
 
 

@@ -61,7 +61,7 @@ def test_a_message_is_gone_after_its_last_transmit_and_its_ticket_comes_back() -
         assert take(q, transmits_max=4) == [b"m"]
         assert q.finished == []
     assert take(q, transmits_max=4) == [b"m"]
-    assert (q.finished, len(q), take(q)) == (["t"], 0, [])
+    assert (q.finished, len(q), take(q)) == ([("t", True)], 0, [])
 
 
 def test_in_a_small_cluster_nobody_gets_a_message_again_while_another_has_not_got_it() -> None:
@@ -93,7 +93,7 @@ def test_news_of_the_same_name_replaces_the_older_and_finishes_it() -> None:
     q.add(b"old", name="n1", ticket="t")
     q.add(b"new", name="n1")
     q.add(b"other", name="n2")
-    assert q.finished == ["t"]
+    assert q.finished == [("t", True)]
     assert sorted(take(q)) == [b"new", b"other"]
 
 
@@ -107,10 +107,22 @@ def test_a_full_queue_drops_the_most_sent_then_the_shortest_then_the_oldest() ->
     assert sorted(take(q)) == [b"aa", b"c", b"dd"]
 
 
+def test_who_loses_his_place_in_the_queue_hears_whether_anybody_was_told() -> None:
+    q = BroadcastQueue(size_max=1, message_max=100)
+    q.add(b"a", ticket="never sent")
+    q.add(b"longer")
+    take(q)
+    q.add(b"the longest", ticket="sent once")
+    take(q)
+    take(q)
+    q.add(b"newer")
+    assert q.finished == [("never sent", False), ("sent once", True)]
+
+
 def test_a_message_that_fits_no_packet_is_refused_and_its_ticket_comes_back() -> None:
     q = BroadcastQueue(size_max=10, message_max=5)
     q.add(b"123456", ticket="t")
-    assert (len(q), q.dropped, q.finished, q.has_news(9)) == (0, 1, ["t"], False)
+    assert (len(q), q.dropped, q.finished, q.has_news(9)) == (0, 1, [("t", False)], False)
 
 
 @given(st.lists(st.binary(min_size=1, max_size=40), max_size=40), st.integers(1, 6))

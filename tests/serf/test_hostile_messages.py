@@ -27,7 +27,7 @@ from serfd.wire.serf_messages import (
     encode_tags,
 )
 from serfd.wire.stream import UserState
-from serfd.wire.swim_messages import User, encode_push_pull
+from serfd.wire.swim_messages import Dead, User, encode_push_pull
 
 WRAPS = 2**64 - 1
 """The LTime that sets a real agent's clock to 0."""
@@ -167,6 +167,27 @@ def test_two_own_queries_never_share_a_time(ltime: int) -> None:
         one.node.query(one.now, name, b"", EVERYBODY)
     one.run_until(30.0, answering=["n2"])
     assert [type(result) for result in one.results()] == [QueryDone, QueryDone]
+
+
+@pytest.mark.parametrize("ltime", [LEAP_MAX, HIGHEST])
+def test_after_a_forged_time_a_node_still_leaves(ltime: int) -> None:
+    one = OneNode("n2", "n3")
+    say(one, LeaveIntent(ltime, "ghost"))
+    one.effects.clear()
+    one.node.leave(one.now)
+    one.run_until(3.0, answering=["n2", "n3"])
+    assert one.results() == [None]
+    decode(one.node.local_state())
+
+
+def test_a_forged_time_of_a_member_that_left_does_not_spoil_this_nodes_state() -> None:
+    one = OneNode("n2", "n3")
+    one.hear(Dead(1, "n3", "n2"))
+    state = PushPullState(5, {"n3": HIGHEST}, ["n3"], 5, [], 5)
+    one.node.merge_remote_state(encode(state), address("n2"), join=False)
+    own = decode(one.node.local_state())
+    assert isinstance(own, PushPullState)
+    assert max(own.status_ltimes.values()) <= LEAP_MAX
 
 
 # Queries.
@@ -313,3 +334,16 @@ def test_each_of_serfs_queues_has_a_limit(monkeypatch: pytest.MonkeyPatch) -> No
     stats = one.node.stats()
     queues = [stats[name] for name in ("intent_queue", "event_queue", "query_queue")]
     assert queues == ["100"] * 3
+
+
+def test_who_forces_a_leave_into_a_full_queue_hears_that_it_was_not_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(node, "QUEUE_MAX", 100)
+    one = OneNode("n2", "n3")
+    for number in range(1, 120):
+        say(one, JoinIntent(number, f"stranger-with-a-long-name-{number}"))
+    one.effects.clear()
+    one.node.force_leave(0.0, "n2")
+    one.collect()
+    assert [str(result) for result in one.results()] == ["timed out broadcasting node removal"]

@@ -5,8 +5,16 @@ from one_node import OneNode, address
 
 from serfd.effects import Connect, Emit, Remember
 from serfd.serf.events import Query, UserEvent
+from serfd.serf.lamport import LEAP_MAX
+from serfd.serf.queries import EVERYBODY
 from serfd.serf.snapshot import replay
-from serfd.wire.serf_messages import QueryMessage, UserEventMessage, encode
+from serfd.wire.serf_messages import (
+    LeaveIntent,
+    QueryMessage,
+    UserEventMessage,
+    decode,
+    encode,
+)
 from serfd.wire.swim_messages import Dead, User, encode_push_pull
 
 
@@ -127,3 +135,30 @@ def test_a_broken_snapshot_is_told_and_does_no_harm(caplog: pytest.LogCaptureFix
     one.run_until(1.0)
     assert one.statuses() == {"n1": "alive"}
     assert "nonsense" in caplog.text
+
+
+def test_of_a_clock_beyond_its_last_leap_as_much_is_written_as_a_start_believes() -> None:
+    one = OneNode("n2", remembered=[])
+    for ltime in (LEAP_MAX, LEAP_MAX + 9):
+        one.hear(event(ltime))
+    lines = written(one)
+    assert replay(lines, rejoin_after_leave=False).warnings == []
+    again = OneNode("n2", remembered=lines)
+    again.effects.clear()
+    again.hear(event(LEAP_MAX))
+    assert again.take_effects(Emit) == []
+
+
+@pytest.mark.parametrize("clock", [LEAP_MAX, 2**64 - 2, 2**64 - 1])
+def test_with_a_clock_at_its_end_in_the_snapshot_others_take_what_this_node_tells(
+    clock: int,
+) -> None:
+    lines = [f"{word}: {clock}" for word in ("clock", "event-clock", "query-clock")]
+    one = OneNode("n2", remembered=lines)
+    one.node.force_leave(0.0, "n3")
+    one.node.user_event(0.0, "deploy", b"", coalesce=False)
+    one.node.query(0.0, "load", b"", EVERYBODY)
+    one.run_until(1.0)
+    told = {type(decode(user.payload)) for _, user in one.take(User)}
+    assert told >= {LeaveIntent, UserEventMessage, QueryMessage}
+    decode(one.node.local_state())
