@@ -24,8 +24,8 @@ from serfd.serf.queries import QueryAnswer, QueryDone
 
 ROOT = Path(__file__).parents[2]
 DOCS = (ROOT / "docs/plugins.md").read_text()
-EXAMPLE, SECOND_EXAMPLE, THIRD_EXAMPLE = (
-    Path(__file__).parent / name for name in ("notebook.py", "deploy.py", "servers.py")
+EXAMPLE, SECOND_EXAMPLE, THIRD_EXAMPLE, ALL_HOOKS = (
+    Path(__file__).parent / name for name in ("notebook.py", "deploy.py", "servers.py", "tally.py")
 )
 
 
@@ -93,7 +93,9 @@ def test_every_name_a_plugin_may_import_is_in_the_docs():
 
 
 @pytest.mark.parametrize(
-    "example", [EXAMPLE, SECOND_EXAMPLE, THIRD_EXAMPLE], ids=["first", "second", "third"]
+    "example",
+    [EXAMPLE, SECOND_EXAMPLE, THIRD_EXAMPLE, ALL_HOOKS],
+    ids=["first", "second", "third", "all hooks"],
 )
 def test_the_examples_in_the_docs_are_the_tested_files(example):
     assert f"```python\n{example.read_text().rstrip()}\n```" in DOCS
@@ -306,3 +308,18 @@ def test_the_limits_in_the_page_on_scripts_are_the_real_ones():
     assert f"SIGKILL {KILL_AFTER:g} s later" in page
     assert "The last 8 KiB" in page
     assert bundled("script").OUTPUT_MAX == 8 * 1024
+
+
+def test_the_example_of_all_hooks_has_them_all_and_counts(serf_cluster, tmp_path):
+    cluster = serf_cluster(3, state_dir=str(tmp_path))
+    plugin = cluster.load(ALL_HOOKS)
+    assert {name for name in dir(plugin) if name in specs.HOOKS} == set(specs.HOOKS)
+    cluster.user_event("deploy", b"", source="n2")
+    cluster.update_tags("n2", role="db")
+    cluster.fail("n3")
+    answers = cluster.query("tally", source="n2")
+    assert answers["n1"] == b"deploy: 1 times, failed: 1 times, update of n2: 1 times"
+    cluster.reload(unit="x")
+    assert cluster.query("tally", source="n2")["n1"].startswith(b"deploy: 1 x, ")
+    cluster.stop()
+    assert (tmp_path / "tally" / "last.txt").read_text().startswith("deploy: 1 x, failed: 1 x")
